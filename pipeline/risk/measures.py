@@ -1,0 +1,161 @@
+"""Risk measures of the per-token log-ratio, each as (value, q).
+
+At one position let L(z) = log pi_ref(z) - log pi(z) over the vocabulary, z ~ pi_ref, in nats. A measure
+maps log pi_ref and log pi (both ``[N, V]``, normalised log-probabilities, float32 or wider) to
+
+* ``value [N]``: Phi(L), the upper tail of L (large means: the policy abandons what the reference says);
+* ``q [N, V]``: the distorted reference, a probability vector per row, with which the gradient of the value
+  with respect to the policy's logits is ``pi - q`` (arXiv 2505.20359; Rockafellar & Uryasev 2000 for CVaR).
+
+Conventions. Entries whose L lies within ``1e-5 * (1 + |VaR|)`` of the VaR (or of the maximum, for
+`worst_case`) are tied and share the remaining mass in proportion to pi_ref, so that q = pi_ref when
+pi = pi_ref. An entry with log pi_ref = -inf has weight zero. An entry with log pi = -inf that the reference
+can produce is infinite risk: the value is not finite, and the trainer stops on it.
+
+Adding a measure is one function here and one row in `MEASURES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ValueAndQ = tuple[Tensor, Tensor | None]
+MeasureFunction = Callable[[Tensor, Tensor, float, bool], ValueAndQ]
+
+_TIE = 1e-5
+_MAX_ROOT_STEPS = 100
+
+
+def log_ratio(log_ref: Tensor, log_pi: Tensor) -> Tensor:
+    """L = log pi_ref - log pi ``[N, V]``, and 0 where the reference gives no mass (0 * inf must not be NaN)."""
+    return torch.where(log_ref == -torch.inf, torch.zeros_like(log_pi), log_ref - log_pi)
+
+
+def mean(log_ref: Tensor, log_pi: Tensor, level: float, need_q: bool) -> ValueAndQ:
+    """E[L] = KL(pi_ref || pi); ``level`` is not used."""
+    p = log_ref.exp()
+    return (p * log_ratio(log_ref, log_pi)).sum(-1), p if need_q else None
+
+
+def cvar(log_ref: Tensor, log_pi: Tensor, level: float, need_q: bool) -> ValueAndQ:
+    """Mean of the upper ``level`` mass of L, the atom at the VaR split so that the mass is exact.
+
+    ``level`` in (0, 1]; 1 is the mean. No sort: the value is min over c of c + E[(L - c)+] / level.
+    """
+    if level == 1.0:
+        return mean(log_ref, log_pi, level, need_q)
+    p = log_ref.exp()
+    ratio = log_ratio(log_ref, log_pi)
+    var, value = _rockafellar_uryasev(ratio, p, level)
+    if not need_q:
+        return value, None
+    edge = var.unsqueeze(-1)
+    tie = _TIE * (1 + edge.abs())
+    above = torch.where(ratio > edge + tie, p, 0.0)
+    tied = torch.where((ratio - edge).abs() <= tie, p, 0.0)
+    above_mass, tied_mass = above.sum(-1, keepdim=True), tied.sum(-1, keepdim=True)
+    share = ((level - above_mass) / tied_mass).nan_to_num(0.0, 0.0, 0.0).clamp(0.0, 1.0)
+    q = torch.addcmul(above, share, tied)
+    # Where the tail ends between two atoms nothing is tied and rounding may leave a sum of 1 +- 1e-6.
+    return value, q / q.sum(-1, keepdim=True)
+
+
+def erm(log_ref: Tensor, log_pi: Tensor, level: float, need_q: bool) -> ValueAndQ:
+    """Entropic risk (1/level) log E[exp(level * L)], ``level`` > 0: the Renyi divergence of order 1 + level."""
+    exponent = log_ref + level * log_ratio(log_ref, log_pi)
+    value = torch.logsumexp(exponent, -1) / level
+    return value, torch.softmax(exponent, -1) if need_q else None
+
+
+def worst_case(log_ref: Tensor, log_pi: Tensor, level: float, need_q: bool) -> ValueAndQ:
+    """max L over the reference's support, the limit of `cvar` for level -> 0; ``level`` is not used."""
+    ratio = torch.where(log_ref == -torch.inf, -torch.inf, log_ref - log_pi)
+    value = ratio.amax(-1)
+    if not need_q:
+        return value, None
+    edge = value.unsqueeze(-1)
+    tied = torch.where(ratio >= edge - _TIE * (1 + edge.abs()), log_ref, -torch.inf)
+    return value, torch.softmax(tied, -1)
+
+
+def _rockafellar_uryasev(ratio: Tensor, p: Tensor, level: float) -> tuple[Tensor, Tensor]:
+    """Minimiser (the VaR, to within a tie) and minimum of f(c) = c + E[(L - c)+] / level, both ``[N]``.
+
+    f is convex and piecewise linear with right slope 1 - P(L > c) / level. Tangents at both ends of a bracket
+    bound it from below; where they cross is the next trial point. A row is done when f meets that bound (the
+    minimum is found) and the atoms tied with the trial point hold the mass at which the tail begins (the
+    minimiser is found). Every fourth step halves the bracket, so that the worst case is that of bisection.
+    """
+    low, high = ratio.amin(-1), ratio.amax(-1)
+
+    excess = torch.empty_like(ratio)
+
+    def mass_above(c: Tensor) -> Tensor:
+        return torch.linalg.vecdot(torch.gt(ratio, c.unsqueeze(-1), out=excess), p)
+
+    def evaluate(c: Tensor) -> tuple[Tensor, Tensor]:
+        # One buffer, written in place: these passes over [N, V] are all that the search costs.
+        torch.sub(ratio, c.unsqueeze(-1), out=excess).clamp_min_(0.0)
+        f = c + torch.linalg.vecdot(excess, p) / level
+        return f, 1 - torch.linalg.vecdot(excess.sign_(), p) / level
+
+    f_low, slope_low = evaluate(low)
+    f_high, slope_high = high.clone(), torch.ones_like(high)
+    done = slope_low >= 0  # the lowest atom alone reaches into the tail: it is the VaR
+    best, f_best = low.clone(), f_low.clone()
+    for step in range(_MAX_ROOT_STEPS):
+        width = high - low
+        narrow = ~done & (width <= 1e-7 * (1 + low.abs()))
+        best, f_best = torch.where(narrow, high, best), torch.where(narrow, f_high, f_best)
+        done = done | narrow
+        if bool(done.all()):
+            break
+        crossing = low + (f_high - f_low - slope_high * width) / (slope_low - slope_high)
+        usable = (crossing > low) & (crossing < high)
+        if step % 4 == 3:
+            usable = torch.zeros_like(usable)
+        trial = torch.where(usable, crossing, low + 0.5 * width)
+        f_trial, slope_trial = evaluate(trial)
+        found = ~done & usable & (f_trial <= f_low + slope_low * (trial - low) + 1e-7 * (1 + f_trial.abs()))
+        if bool(found.any()):
+            tie = _TIE * (1 + trial.abs())
+            found = found & (mass_above(trial + tie) <= level) & (mass_above(trial - tie) >= level)
+            best, f_best = torch.where(found, trial, best), torch.where(found, f_trial, f_best)
+            done = done | found
+        left = slope_trial < 0
+        low, f_low, slope_low = (
+            torch.where(left, new, old) for new, old in ((trial, low), (f_trial, f_low), (slope_trial, slope_low))
+        )
+        high, f_high, slope_high = (
+            torch.where(left, old, new) for new, old in ((trial, high), (f_trial, f_high), (slope_trial, slope_high))
+        )
+    return best, f_best
+
+
+MEASURES: dict[str, MeasureFunction] = {"mean": mean, "cvar": cvar, "erm": erm, "worst_case": worst_case}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure with its level; calling it gives (value ``[N]``, q ``[N, V]`` or None)."""
+
+    name: str
+    level: float
+
+    def __post_init__(self) -> None:
+        if self.name not in MEASURES:
+            raise ValueError(f"unknown risk measure {self.name!r}: choose one of {', '.join(MEASURES)}")
+
+    def __call__(self, log_ref: Tensor, log_pi: Tensor, *, need_q: bool = True) -> ValueAndQ:
+        return MEASURES[self.name](log_ref, log_pi, self.level, need_q)
+
+    @property
+    def label(self) -> str:
+        """Short name with the level where it has one: "kl", "cvar@0.5", "erm@5", "worst_case"."""
+        if self.name == "mean":
+            return "kl"
+        return self.name if self.name == "worst_case" else f"{self.name}@{self.level:g}"
