@@ -1,0 +1,1 @@
+"""Sampling from both models, scoring, and the figures and verdict that follow."""
