@@ -103,9 +103,7 @@ def _local_files(path: str) -> dict[str, Path]:
         files = {
             file.relative_to(root).as_posix(): file
             for file in root.rglob("*")
-            if file.is_file()
-            and ending(file)
-            and not any(part.startswith(".") for part in file.relative_to(root).parts)
+            if file.is_file() and ending(file) and not _hidden(file.relative_to(root))
         }
         if not files:
             raise DataError(f"directory {root} holds no data file ({known}): set data.path to one that does")
@@ -119,15 +117,23 @@ def _local_files(path: str) -> dict[str, Path]:
     return {root.name: root}
 
 
+def _hidden(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts)
+
+
 def _checked(name: str, rows: Iterable[Located], config: DataConfig | Mapping[str, str]) -> Iterator[Located]:
     """The rows of one file, after making sure that it has some and that the needed columns are among its own."""
     located = list(rows)
     if not located:
         raise DataError(f"{name} holds no rows: set data.path to a file with data")
     found = dict.fromkeys(column for _, row in located for column in row)
-    require_columns(
-        name, list(found), needed_columns(config, located[0][1]) if isinstance(config, DataConfig) else config
-    )
+    if isinstance(config, DataConfig):
+        # The shape of the data shows in a row that has an answer, which the first one may lack.
+        typical = next((row for _, row in located if row.get(config.chosen_column) is not None), located[0][1])
+        needed: Mapping[str, str] = needed_columns(config, typical)
+    else:
+        needed = config
+    require_columns(name, list(found), needed)
     yield from located
 
 
