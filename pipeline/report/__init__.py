@@ -1,0 +1,1 @@
+"""The report a person reads (report.html) and the numbers a machine reads (summary.json)."""

@@ -1,0 +1,171 @@
+"""Charts as inline SVG: small, the same bytes for the same numbers, readable in grey and on a phone."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pipeline.report.inputs import Row
+
+INK, MUTED, FIRST, SECOND, TAIL = "#1c2430", "#6b7480", "#1f5fa8", "#c2571a", "#7d1d1d"
+BODY = "#b9c6d6"
+_MAX_POINTS = 400
+_SIZE = (4.6, 2.7)
+_STYLE = {
+    "svg.hashsalt": "report",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e8ee",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "lines.linewidth": 1.6,
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure of the report: its SVG element, its title and a sentence on how to read it."""
+
+    title: str
+    caption: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve of `curve_chart`: rows of ``split`` that hold ``key``; drawn dashed to differ in grey."""
+
+    label: str
+    split: str
+    key: str
+    colour: str = FIRST
+    dashed: bool = False
+
+
+def curve_chart(
+    rows: Sequence[Row], lines: Sequence[Line], *, title: str, caption: str, level: tuple[float, str] | None = None
+) -> Chart | None:
+    """Curves over optimiser steps, or None when no row holds any of them.
+
+    ``level`` is a horizontal line to compare with and its label.
+    """
+    drawn = [(line, points) for line in lines if (points := _points(rows, line))]
+    if not drawn:
+        return None
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        axes = figure.subplots()
+        for line, points in drawn:
+            steps, values = zip(*points, strict=True)
+            few = len(points) <= 30
+            axes.plot(
+                steps,
+                values,
+                color=line.colour,
+                linestyle="--" if line.dashed else "-",
+                marker=("s" if line.dashed else "o") if few else None,
+                markersize=3.5,
+                label=line.label,
+            )
+        if level:
+            axes.axhline(level[0], color=MUTED, linestyle=":", linewidth=1.2, label=level[1])
+        axes.set_xlabel("optimiser step")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        if len(drawn) > 1 or level:
+            axes.legend(frameon=False, fontsize=8.5)
+        return Chart(title, caption, _svg(figure, title))
+
+
+def score_chart(
+    scores: Sequence[float],
+    *,
+    title: str,
+    scorer: str,
+    tail_fraction: float,
+    tail_mean: float,
+    mean: float,
+    limits: tuple[float, float],
+    top_share: float,
+) -> Chart:
+    """Histogram of one model's scores with its worst ``tail_fraction`` dark, its mean and its tail mean (CVaR).
+
+    ``limits`` and ``top_share`` (the highest bar's share) are common to the models that are compared.
+    """
+    ordered = np.sort(np.asarray(scores, dtype=np.float64))
+    in_tail = max(1, round(len(ordered) * tail_fraction))
+    edges = score_bins(limits)
+    weight = 1.0 / len(ordered)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        axes = figure.subplots()
+        parts = [ordered[:in_tail], ordered[in_tail:]]
+        axes.hist(
+            parts,
+            bins=list(edges),
+            weights=[np.full(len(part), weight) for part in parts],
+            stacked=True,
+            color=[TAIL, BODY],
+            edgecolor="white",
+            linewidth=0.5,
+            label=[f"worst {tail_fraction:.0%}", "all others"],
+        )
+        axes.axvline(tail_mean, color=TAIL, linestyle="--", linewidth=1.6, label=f"mean of worst: {tail_mean:.2f}")
+        axes.axvline(mean, color=INK, linewidth=1.6, label=f"mean: {mean:.2f}")
+        axes.set_xlim(*limits)
+        axes.set_ylim(0, top_share * 1.45)
+        axes.set_xlabel(f"{scorer} score")
+        axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        axes.legend(frameon=False, fontsize=8.5, ncols=2, loc="upper center")
+        caption = f"{len(ordered)} outputs; dark: the worst {tail_fraction:.0%}; dashed: their mean (CVaR)."
+        return Chart(title, caption, _svg(figure, title))
+
+
+def score_bins(limits: tuple[float, float]) -> np.ndarray:
+    """Edges of 24 equal bins between the limits."""
+    return np.linspace(limits[0], limits[1], 25)
+
+
+def _points(rows: Sequence[Row], line: Line) -> list[tuple[float, float]]:
+    points = [
+        (float(row["step"]), float(row[line.key]))
+        for row in rows
+        if row.get("split") == line.split and row.get("step") is not None and row.get(line.key) is not None
+    ]
+    finite = sorted(point for point in points if math.isfinite(point[1]))
+    if len(finite) <= _MAX_POINTS:
+        return finite
+    # A long run is drawn as means over equal stretches, which hides no trend and keeps the page small.
+    return [tuple(np.mean(part, axis=0).tolist()) for part in np.array_split(np.array(finite), _MAX_POINTS)]
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """The figure as one <svg> element without prolog, metadata or ids that another chart could share."""
+    buffer = io.StringIO()
+    none = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=none, transparent=True)
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    prefix = re.sub(r"\W+", "-", title.lower()).strip("-")
+    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    text = re.sub(r'href="#', f'href="#{prefix}-', text)
+    text = text.replace("url(#", f"url(#{prefix}-")
+    label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    text = re.sub(r"<svg\b", f'<svg role="img" aria-label="{label}"', text, count=1)
+    return re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
