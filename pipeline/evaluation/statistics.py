@@ -46,10 +46,10 @@ class Estimate:
 
     def scaled(self, factor: float) -> Estimate:
         """This figure in another unit; a negative factor also swaps the interval's ends."""
-        value = self.value * factor
+        value = self.value * factor + 0.0  # a plain zero, not the negative one
         if self.low is None or self.high is None:
             return Estimate(value)
-        low, high = sorted((self.low * factor, self.high * factor))
+        low, high = sorted((self.low * factor + 0.0, self.high * factor + 0.0))
         return Estimate(value, low, high)
 
     @property

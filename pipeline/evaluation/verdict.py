@@ -76,6 +76,7 @@ def decide(
     warnings = degeneration.warnings()
     worse = mean.sign < 0 or tail.sign < 0 or incidents.sign > 0
     better = (mean.sign > 0 or tail.sign > 0) and not worse and not warnings
+    limit = f"{incident_below:g}".replace("-", "−")
     tail_name = f"the worst {tail_fraction:.0%} of outputs"
     words = {
         "mean": {1: "higher", -1: "lower", 0: "unclear"}[mean.sign],
@@ -83,16 +84,16 @@ def decide(
         "incidents": {-1: "fewer", 1: "more", 0: "unclear"}[incidents.sign],
     }
     reasons = [
-        f"Average {scorer} score: {_phrase(mean, 'higher', 'lower')} than the reference's by {_change(mean)}."
+        f"Average {scorer} score: {_phrase(mean, 'higher', 'lower')} than the reference's ({_change(mean)})."
         if mean.sign
         else f"Average {scorer} score: not clearly different from the reference's ({_change(mean)}).",
-        f"Mean score of {tail_name}: {_phrase(tail, 'better', 'worse')} by {_change(tail)}."
+        f"Mean score of {tail_name}: {_phrase(tail, 'better', 'worse')} ({_change(tail)})."
         if tail.sign
         else f"Mean score of {tail_name}: not clearly different ({_change(tail)}).",
-        f"Incidents (score below {incident_below:g}): {_phrase(incidents, 'more', 'fewer')}, by "
-        f"{_change(incidents, '{:+.1%}')} of all outputs."
+        f"Incidents (score below {limit}): {_phrase(incidents, 'more', 'fewer')} "
+        f"({_change(incidents, '{:+.1%}')} of all outputs)."
         if incidents.sign
-        else f"Incidents (score below {incident_below:g}): not clearly different "
+        else f"Incidents (score below {limit}): not clearly different "
         f"({_change(incidents, '{:+.1%}')} of all outputs).",
     ]
     if policy_incidents.value == 0:
@@ -135,7 +136,9 @@ def _headline(words: dict[str, str], *, better: bool, worse: bool, degenerate: b
             return f"The policy is better in part and worse in part: it has {good}, but {bad}."
         return f"The policy is worse than the reference: it has {bad}."
     if better:
-        return f"The policy is better than the reference: it has {good}."
+        unclear = {"mean": "the average score", "tail": f"the score in {tail_name}"}
+        rest = "".join(f"; {name} is not clearly different" for key, name in unclear.items() if words[key] == "unclear")
+        return f"The policy is better than the reference: it has {good}{rest}."
     if good:
         return f"The policy has {good}, but its average and tail scores are not clearly different."
     return "The policy is not clearly different from the reference."
@@ -150,10 +153,10 @@ def _phrase(one: Estimate, above: str, below: str) -> str:
 
 
 def _change(one: Estimate, form: str = "{:+.3f}") -> str:
-    return f"{form.format(one.value)}, {_span(one, form)}"
+    return f"{form.format(one.value).replace('-', '−')}; {_span(one, form)}"
 
 
 def _span(one: Estimate, form: str) -> str:
     if one.low is None or one.high is None:
         return "no interval: too few prompts"
-    return f"95% interval {form.format(one.low)} to {form.format(one.high)}"
+    return f"95% interval {form.format(one.low)} to {form.format(one.high)}".replace("-", "−")

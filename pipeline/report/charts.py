@@ -126,13 +126,13 @@ def score_chart(
             linewidth=0.5,
             label=[f"worst {tail_fraction:.0%}", "all others"],
         )
-        axes.axvline(tail_mean, color=TAIL, linestyle="--", linewidth=1.6, label=f"mean of worst: {tail_mean:.2f}")
-        axes.axvline(mean, color=INK, linewidth=1.6, label=f"mean: {mean:.2f}")
+        axes.axvline(tail_mean, color=TAIL, linestyle="--", linewidth=1.6, label=f"mean of worst: {_short(tail_mean)}")
+        axes.axvline(mean, color=INK, linewidth=1.6, label=f"mean: {_short(mean)}")
         axes.set_xlim(*limits)
-        axes.set_ylim(0, top_share * 1.45)
+        axes.set_ylim(0, top_share * 1.05)
         axes.set_xlabel(f"{scorer} score")
         axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-        axes.legend(frameon=False, fontsize=8.5, ncols=2, loc="upper center")
+        figure.legend(frameon=False, fontsize=8.5, ncols=2, loc="outside upper center")
         caption = f"{len(ordered)} outputs; dark: the worst {tail_fraction:.0%}; dashed: their mean (CVaR)."
         return Chart(title, caption, _svg(figure, title))
 
@@ -140,6 +140,10 @@ def score_chart(
 def score_bins(limits: tuple[float, float]) -> np.ndarray:
     """Edges of 24 equal bins between the limits."""
     return np.linspace(limits[0], limits[1], 25)
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
 
 
 def _points(rows: Sequence[Row], line: Line) -> list[tuple[float, float]]:

@@ -44,7 +44,6 @@ def render(inputs: ReportInputs) -> str:
             pair_single=single,
             score_charts=_score_charts(inputs),
             training_charts=_training_charts(inputs),
-            sft_chart=_sft_chart(inputs),
             tokens=token_views(inputs.samples, evaluation["primary_scorer"]),
             legend=risk_scale(inputs.samples).legend(),
             split_rows=view.split_table(*splits),
@@ -135,20 +134,16 @@ def _training_charts(inputs: ReportInputs) -> list[Chart]:
             inputs.metrics,
             [Line("learning rate", "train", "lr")],
             title="Learning rate",
-            caption="After warm-up it falls to zero at the last step.",
+            caption="Warm-up, then the schedule of the run.",
+        ),
+        curve_chart(
+            [{"split": "train", **row} for row in inputs.sft_metrics],
+            [Line("training", "train", "loss")],
+            title="Fine-tuning loss",
+            caption="Before alignment: fine-tuning that made the reference, nats per token.",
         ),
     ]
     return [chart for chart in charts if chart is not None]
-
-
-def _sft_chart(inputs: ReportInputs) -> Chart | None:
-    rows = [{"split": "train", **row} for row in inputs.sft_metrics]
-    return curve_chart(
-        rows,
-        [Line("training", "train", "loss")],
-        title="Fine-tuning loss",
-        caption="Fine-tuning of the base model, whose result is the reference; nats per token.",
-    )
 
 
 def _score_charts(inputs: ReportInputs) -> list[Chart]:

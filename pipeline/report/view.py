@@ -27,7 +27,11 @@ class FigureRow:
 
 def number(value: float | None, form: str = ".3f") -> str:
     """A number with a typographic minus; a dash for none."""
-    return "–" if value is None else format(value, form).replace("-", "−")
+    if value is None:
+        return "–"
+    text = format(value, form)
+    # What rounds to zero has no sign: "-0.000" would suggest a direction.
+    return (text if any(digit in "123456789" for digit in text) else text.lstrip("+-")).replace("-", "−")
 
 
 def estimate(one: Estimate | None, form: str = ".3f") -> tuple[str, str]:
@@ -61,7 +65,13 @@ def key_figures(evaluation: Mapping[str, Any]) -> list[FigureRow]:
         _row(f"{primary}: mean of the worst {share} (CVaR)", scorer, "tail_mean", True),
         _row(f"{primary}: 5% quantile", scorer, "tail_quantile", True),
         _row(f"{primary}: single worst output", scorer, "worst", True),
-        _row(f"Incidents ({primary} below {evaluation['incident_below']:g})", scorer, "incident_share", False, ".1%"),
+        _row(
+            f"Incidents ({primary} below {number(evaluation['incident_below'], 'g')})",
+            scorer,
+            "incident_share",
+            False,
+            ".1%",
+        ),
     ]
     if evaluation.get("loss_avoided_per_1000"):
         loss = evaluation["loss_avoided_per_1000"]
@@ -90,14 +100,22 @@ def pair_figures(pairs: Mapping[str, Any]) -> tuple[list[FigureRow], list[tuple[
     single = [
         ("Reward accuracy", *estimate(pairs["reward_accuracy"], ".1%")),
         *(
-            [(f"Implicit reward accuracy (adds {pairs['risk_label']})", *estimate(implicit, ".1%"))]
+            [
+                (
+                    f"Implicit reward accuracy (adds {'KL' if pairs['risk_label'] == 'kl' else pairs['risk_label']})",
+                    *estimate(implicit, ".1%"),
+                )
+            ]
             if (implicit := pairs["implicit_reward_accuracy"])
             else []
         ),
         ("Change of log-probability, chosen (nats)", *estimate(pairs["chosen_logp_change"], ".2f")),
         ("Change of log-probability, rejected (nats)", *estimate(pairs["rejected_logp_change"], ".2f")),
         *(
-            (f"Sequential {label} on {side} (nats)", *estimate(pairs[f"{side}_risk"][label], ".2f"))
+            (
+                f"Sequential {'KL' if label == 'kl' else label} on {side} (nats)",
+                *estimate(pairs[f"{side}_risk"][label], ".2f"),
+            )
             for label in pairs["chosen_risk"]
             for side in ("chosen", "rejected")
         ),
@@ -160,7 +178,8 @@ def _row(
 def _compared(
     name: str, sides: Mapping[str, Estimate | None], larger_is_better: bool | None, form: str = ".3f"
 ) -> FigureRow:
-    reference, policy, difference = (estimate(sides[side], form) for side in SIDES)
+    reference, policy = estimate(sides["reference"], form), estimate(sides["policy"], form)
+    difference = estimate(sides["difference"], f"+{form}")
     return FigureRow(name, reference, policy, difference, *_reading(sides["difference"], larger_is_better))
 
 
