@@ -211,7 +211,7 @@ def test_the_verdict_follows_from_the_intervals(
     )
     if verdict["better"]:
         assert max(mean.low, tail.low) > 0
-        assert min(mean.high, tail.high) >= 0
+        assert min(mean.high, tail.high) >= -1e-9
         assert incidents.low <= 1e-9
         assert repetition.low <= 0.02
     assert not (verdict["better"] and (verdict["worse"] or verdict["degenerate"]))
