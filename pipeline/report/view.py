@@ -180,6 +180,8 @@ def _compared(
 ) -> FigureRow:
     reference, policy = estimate(sides["reference"], form), estimate(sides["policy"], form)
     difference = estimate(sides["difference"], f"+{form}")
+    # A difference of two shares is in percentage points; "−1.6%" could be read as a relative change.
+    difference = difference[0].replace("%", " pp"), difference[1].replace("%", " pp")
     return FigureRow(name, reference, policy, difference, *_reading(sides["difference"], larger_is_better))
 
 
