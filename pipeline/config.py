@@ -258,6 +258,8 @@ class ClusterConfig(Section):
     """The cluster grows on demand: wait for resources instead of refusing the run."""
     resource_wait_s: PositiveFloat = 600.0
     """Longest wait for an autoscaling cluster to offer what the run needs."""
+    dashboard_port: int | None = Field(None, gt=0, lt=65536)
+    """Serve Ray's dashboard on this port; only for a Ray that this job starts itself."""
 
 
 class WandbConfig(Section):

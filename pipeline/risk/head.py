@@ -100,15 +100,13 @@ def sequence_scores(
     Raises:
         ValueError: when the record does not fit the mask, or the heads have different vocabularies.
     """
-    rows, row_labels, sequence = _select(hidden, labels, mask)
     num_sequences = hidden.shape[0]
     if isinstance(reference, ScalarReference):
         if reference.logps.shape != (num_sequences,):
             raise ValueError(f"scalar reference has shape {tuple(reference.logps.shape)}, expected ({num_sequences},)")
-        logps, _, _, _ = _BlockedHead.apply(
-            rows, head.weight, head.bias, None, None, None, row_labels, sequence, num_sequences, measure, block_bytes
-        )
+        logps = sequence_logps(hidden, head, labels, mask, block_bytes=block_bytes)
         return SequenceScores(logps, reference.logps, None, None)
+    rows, row_labels, sequence = _select(hidden, labels, mask)
     _check(reference, rows, head)
     return SequenceScores(
         *_BlockedHead.apply(
@@ -125,6 +123,15 @@ def sequence_scores(
             block_bytes,
         )
     )
+
+
+def sequence_logps(hidden: Tensor, head: Head, labels: Tensor, mask: Tensor, *, block_bytes: int) -> Tensor:
+    """Log-probability of the masked labels of each sequence, ``[B]``, nats (shapes as `sequence_scores`)."""
+    rows, row_labels, sequence = _select(hidden, labels, mask)
+    none = (None, None, None)
+    return _BlockedHead.apply(
+        rows, head.weight, head.bias, *none, row_labels, sequence, hidden.shape[0], _KL, block_bytes
+    )[0]
 
 
 @torch.no_grad()
@@ -253,9 +260,10 @@ class _BlockedHead(torch.autograd.Function):
             grad.scatter_add_(-1, labels[block].unsqueeze(-1), g_logps[owner].unsqueeze(-1))
             grad = grad.to(weight.dtype)
             torch.mm(grad, weight, out=grad_rows[block])
-            grad_weight.addmm_(grad.T, block_rows) if grad_weight.dtype == grad.dtype else grad_weight.add_(
-                grad.T @ block_rows
-            )
+            if grad.dtype == wide:
+                grad_weight.addmm_(grad.T, block_rows)
+            else:
+                grad_weight += grad.T @ block_rows
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
         grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)

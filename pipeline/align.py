@@ -1,0 +1,362 @@
+"""The concrete graph of one alignment run, readable from top to bottom.
+
+::
+
+    data ──► base ──► tokens ──► sft ──┬─► reference ──► align ──► sample_policy ──┬─► evaluate ──► report
+                                       └─► sample_reference ───────────────────────┘
+
+``base`` is there only when the run builds its own model, ``sft`` only when it has a budget. Each stage takes
+the artefacts of its inputs and fills a directory of its own; what is in there is in `pipeline.records`. This
+module alone knows all stages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import platform
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import BUILD_GPT_NEOX, RISK_METHODS, LossConfig, RunConfig
+from pipeline.digests import digest_file
+from pipeline.graph import PlannedStage, Stage, StageContext, plan
+from pipeline.models.source import ModelSource, resolve_model
+
+LIBRARIES = ("torch", "transformers")
+"""Their versions are part of every key: another one may compute other numbers."""
+
+_DATA_READING = (
+    "format",
+    "prompt_column",
+    "chosen_column",
+    "rejected_column",
+    "id_column",
+    "group_column",
+    "validation_fraction",
+    "test_fraction",
+    "split_seed",
+    "strict",
+    "max_dropped_fraction",
+)
+_DATA_TOKENS = (
+    "max_train_pairs",
+    "max_validation_pairs",
+    "max_test_pairs",
+    "max_prompt_tokens",
+    "max_response_tokens",
+    "overlong",
+    "strict",
+    "max_dropped_fraction",
+)
+_EVALUATION_SAMPLES = ("num_prompts", "seeds", "temperature", "max_new_tokens", "batch_size", "scorers")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelAt:
+    """Where a model directory will be: inside a stage's artefact, or outside the graph."""
+
+    stage: str | None
+    inside: str
+    outside: Path | None
+
+    def path(self, context: StageContext) -> Path:
+        """The directory, once the stage's artefact is there."""
+        if self.stage is None:
+            assert self.outside is not None
+            return self.outside
+        return context.inputs[self.stage].path / self.inside
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return () if self.stage is None else (self.stage,)
+
+
+class AlignmentRun:
+    """Stages of one run.
+
+    Args:
+        recipe: its name, for the report.
+        run: the whole description.
+        storage: root of the store; scratch directories of Ray Train and W&B live beside the artefacts.
+    """
+
+    def __init__(self, recipe: str, run: RunConfig, storage: Path) -> None:
+        from pipeline.data.sources import source_digest
+
+        self.recipe, self.run, self.storage = recipe, run, storage
+        self._source: ModelSource = resolve_model(run.model)
+        self._data_digest = source_digest(run.data)
+        self._model_contents = {} if self._source.path is None else {"model": self._source.digest}
+        self._dtype = run.model.dtype
+        if self._dtype == "auto":
+            on_gpu = run.cluster.gpus_per_worker > 0 or run.cluster.gpus_per_actor > 0
+            self._dtype = "bfloat16" if on_gpu else "float32"
+        self._base = ModelAt("base" if run.model.path == BUILD_GPT_NEOX else None, "", self._source.path)
+        self._reference = ModelAt("sft", "model", None) if run.sft.enabled else self._base
+        self._policy = ModelAt("align", "model", None)
+        self.planned: dict[str, PlannedStage] = plan(self._stages(), library_versions(LIBRARIES))
+        self.reused: Collection[str] = ()
+        """Stages that were committed before this job; set by the job, shown in the report."""
+
+    # -- the graph -----------------------------------------------------------------------------------------
+
+    def _stages(self) -> list[Stage]:
+        run = self.run
+        numerics = {"dtype": self._dtype, "head_block_bytes": run.train.head_block_bytes}
+        base, reference = self._base.inputs, self._reference.inputs
+        sampling = _pick(run.evaluation, _EVALUATION_SAMPLES) | {"dtype": self._dtype}
+        scorers = _scorer_digests(run.evaluation.scorers)
+        loss = effective_loss(run)
+        stages = [
+            Stage(
+                "data",
+                1,
+                self._prepare_data,
+                options=_pick(run.data, _DATA_READING),
+                contents={"data": self._data_digest},
+            ),
+            Stage(
+                "tokens",
+                1,
+                self._tokenise,
+                options=_pick(run.data, _DATA_TOKENS),
+                inputs=("data", *base),
+                contents=self._model_contents,
+            ),
+            Stage(
+                "reference",
+                1,
+                self._compute_reference,
+                options=run.reference.model_dump(mode="json") | numerics,
+                inputs=("tokens", *reference),
+                contents=self._model_contents,
+            ),
+            Stage(
+                "align",
+                1,
+                self._align,
+                options={"train": run.train.model_dump(mode="json"), "dtype": self._dtype, **loss},
+                inputs=("tokens", "reference", *reference),
+                contents=self._model_contents,
+            ),
+            Stage(
+                "sample_reference",
+                1,
+                lambda context: self._sample(context, self._reference),
+                options=sampling,
+                inputs=("tokens", *reference),
+                contents=self._model_contents | scorers,
+            ),
+            Stage(
+                "sample_policy",
+                1,
+                lambda context: self._sample(context, self._policy),
+                options=sampling,
+                inputs=("tokens", "align"),
+                contents=scorers,
+            ),
+            Stage(
+                "evaluate",
+                1,
+                self._evaluate,
+                options={
+                    "evaluation": run.evaluation.model_dump(mode="json"),
+                    "batch_tokens": run.reference.batch_tokens,
+                    **numerics,
+                    **loss,
+                },
+                inputs=("tokens", "align", "sample_reference", "sample_policy", *reference),
+                contents=self._model_contents,
+            ),
+        ]
+        if self._base.stage is not None:
+            stages.append(
+                Stage("base", 1, self._build_base, run.model.build.model_dump(mode="json"), inputs=("data",))
+            )
+        if run.sft.enabled:
+            stages.append(
+                Stage(
+                    "sft",
+                    1,
+                    self._fine_tune,
+                    options=run.sft.model_dump(mode="json") | numerics,
+                    inputs=("tokens", *base),
+                    contents=self._model_contents,
+                )
+            )
+        names = tuple(stage.name for stage in stages)
+        options = {"recipe": self.recipe, "run": run.model_dump(mode="json", exclude={"cluster", "wandb"})}
+        return [*stages, Stage("report", 1, self._report, options=options, inputs=names)]
+
+    # -- what the stages do --------------------------------------------------------------------------------
+
+    def _prepare_data(self, context: StageContext) -> None:
+        from pipeline.data.prepare import prepare
+
+        prepare(self.run.data, context.out_dir)
+        stats = _read_json(context.out_dir / "stats.json")
+        context.info["note"] = f"{stats['rows_read']:,} rows read, {sum(stats['dropped'].values()):,} dropped"
+
+    def _build_base(self, context: StageContext) -> None:
+        from pipeline.data.tables import read_table
+        from pipeline.models.build import build_gpt_neox
+        from pipeline.records import TextRow
+
+        rows = read_table(context.inputs["data"].path / "sft.parquet", TextRow)
+        size = build_gpt_neox(self.run.model.build, (row.prompt + row.response for row in rows), context.out_dir)
+        context.info["note"] = f"GPT-NeoX with {size:,} parameters, random weights"
+
+    def _tokenise(self, context: StageContext) -> None:
+        from pipeline.data.tokenise import tokenise
+        from pipeline.models.load import context_tokens, load_tokenizer
+
+        model = self._base.path(context)
+        tokenise(
+            self.run.data, context.inputs["data"].path, load_tokenizer(model), context_tokens(model), context.out_dir
+        )
+        pairs = _read_json(context.out_dir / "stats.json")["rows"]
+        context.info["note"] = ", ".join(f"{name} {count:,}" for name, count in pairs.items()) + " pairs"
+
+    def _fine_tune(self, context: StageContext) -> None:
+        self._train("sft", self._base.path(context), None, context)
+
+    def _compute_reference(self, context: StageContext) -> None:
+        from pipeline.reference.stage import run_reference
+
+        pairs = run_reference(
+            self.run,
+            self._reference.path(context),
+            context.inputs["tokens"].path,
+            context.out_dir,
+            context.progress,
+        )
+        size = sum(path.stat().st_size for path in context.out_dir.iterdir())
+        context.info["note"] = f"{pairs:,} pairs, {self.run.reference.tier} tier, {size / 1e6:,.1f} MB"
+
+    def _align(self, context: StageContext) -> None:
+        self._train("align", self._reference.path(context), context.inputs["reference"].path, context)
+
+    def _train(self, kind: Any, model_dir: Path, reference_dir: Path | None, context: StageContext) -> None:
+        from pipeline.training.worker import TrainSpec, run_training
+
+        name = f"{self.recipe}-{kind}-{self.planned[kind].key[:8]}"
+        spec = TrainSpec(
+            kind=kind,
+            run=self.run.model_dump(mode="json"),
+            model_dir=str(model_dir),
+            tokens_dir=str(context.inputs["tokens"].path),
+            reference_dir=None if reference_dir is None else str(reference_dir),
+            out_dir=str(context.out_dir),
+            wandb_dir=str(self.storage / "wandb"),
+            name=name,
+        )
+        context.info |= run_training(spec, self.storage / "ray_train", context.progress)
+        record = _read_json(context.out_dir / "training.json")
+        context.info["note"] = (
+            f"{record['steps']:,} steps, {record['workers']} workers, ZeRO-{record['zero_stage']}, "
+            f"{context.info['seconds_per_step']:.2f} s a step"
+        )
+
+    def _sample(self, context: StageContext, model: ModelAt) -> None:
+        from pipeline.evaluation.stage import run_sampling
+
+        tokens = context.inputs["tokens"].path
+        count = run_sampling(self.run, model.path(context), tokens, context.out_dir, context.progress)
+        context.info["note"] = f"{count:,} samples"
+
+    def _evaluate(self, context: StageContext) -> None:
+        from pipeline.evaluation.stage import run_evaluation
+
+        evaluation = run_evaluation(
+            self.run,
+            reference_dir=self._reference.path(context),
+            policy_dir=self._policy.path(context),
+            tokens_dir=context.inputs["tokens"].path,
+            reference_samples=context.inputs["sample_reference"].path / "samples.parquet",
+            policy_samples=context.inputs["sample_policy"].path / "samples.parquet",
+            out_dir=context.out_dir,
+            report=context.progress,
+        )
+        context.info["note"] = evaluation["verdict"]["headline"]
+
+    def _report(self, context: StageContext) -> None:
+        from pipeline.data.tables import read_jsonl, read_table
+        from pipeline.records import ScoredSample
+        from pipeline.report.inputs import ReportInputs
+        from pipeline.report.render import render
+        from pipeline.report.summary import build_summary
+
+        paths = {name: artifact.path for name, artifact in context.inputs.items()}
+        notes = []
+        if self._base.stage is not None:
+            notes.append(
+                "No pretrained model was used: the job trained a GPT-NeoX and its tokenizer on the training groups' "
+                "own text, and that model is both the reference and the start of the policy."
+            )
+        inputs = ReportInputs(
+            recipe=self.recipe,
+            config=self.run.model_dump(mode="json"),
+            evaluation=_read_json(paths["evaluate"] / "evaluation.json"),
+            samples=read_table(paths["evaluate"] / "samples.parquet", ScoredSample),
+            metrics=read_jsonl(paths["align"] / "metrics.jsonl"),
+            sft_metrics=read_jsonl(paths["sft"] / "metrics.jsonl") if "sft" in paths else [],
+            data_stats=_read_json(paths["data"] / "stats.json"),
+            token_stats=_read_json(paths["tokens"] / "stats.json"),
+            stages=[
+                {
+                    "name": name,
+                    "key": self.planned[name].key,
+                    "seconds": context.inputs[name].seconds,
+                    "reused": name in self.reused,
+                }
+                for name in self.planned
+                if name in context.inputs
+            ],
+            versions=library_versions(("torch", "transformers", "ray", "deepspeed", "datasets"))
+            | {"python": platform.python_version(), "machine": platform.machine()},
+            notes=notes,
+        )
+        (context.out_dir / "report.html").write_text(render(inputs), encoding="utf-8")
+        summary = build_summary(inputs)
+        (context.out_dir / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False))
+
+
+def effective_loss(run: RunConfig) -> dict[str, Any]:
+    """The options of the loss that matter for its method, so that an unused one changes no key."""
+    loss: LossConfig = run.loss
+    options: dict[str, Any] = {"method": loss.method, "beta": loss.beta}
+    if loss.method.endswith("2"):
+        options["alpha"] = loss.alpha
+    if loss.method in RISK_METHODS:
+        options["measure"] = run.risk.measure
+        if run.risk.measure in ("cvar", "erm"):
+            options["level"] = run.risk.level
+    return {"loss": options}
+
+
+def library_versions(names: Collection[str]) -> dict[str, str]:
+    """Installed versions, without importing anything."""
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def _pick(section: Any, names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in section.model_dump(mode="json").items() if name in names}
+
+
+def _scorer_digests(names: Collection[str]) -> dict[str, str]:
+    """Digest of the file behind every scorer of the user's own: editing it gives other scores."""
+    digests = {}
+    for name in names:
+        spec = importlib.util.find_spec(name.partition(":")[0]) if ":" in name else None
+        if spec is not None and spec.origin:
+            digests[f"scorer {name}"] = digest_file(Path(spec.origin))
+    return digests
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    value: Mapping[str, Any] = json.loads(path.read_text())
+    return value

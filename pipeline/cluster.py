@@ -1,0 +1,273 @@
+"""Connecting to Ray, and whether a cluster has what a run needs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import ClusterConfig
+from pipeline.errors import ClusterError, PipelineError
+
+_CONNECT_TIMEOUT_S = 5.0
+_POLL_S = 2.0
+
+
+def inside_ray_job() -> bool:
+    """Whether this process is the entrypoint of a submitted Ray job (its working directory is a copy)."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def default_storage() -> str:
+    """``./runs``; for a submitted job, whose working directory is an unpacked copy, a directory in the home."""
+    return str(Path.home() / "ra-dpo-runs") if inside_ray_job() else "runs"
+
+
+@contextlib.contextmanager
+def connected(config: ClusterConfig, storage: Path) -> Iterator[str]:
+    """Join the configured cluster, or one that ``ray start`` made on this machine, or start a local one; yields a
+    line that says which. Checks resources, and that every node sees the storage.
+
+    Raises:
+        ClusterError: when the address is dead, the resources do not suffice, or a node does not see the storage.
+    """
+    import ray
+
+    # Polled by Train's controller: two seconds more at the end of every stage otherwise.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "configure_logging": False,
+        "namespace": f"ra-dpo-{uuid.uuid4().hex[:8]}",
+    }
+    address = config.address or os.environ.get("RAY_ADDRESS") or _running_here()
+    if address and address != "local":
+        _refuse_dead_address(address)
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, RuntimeError, OSError) as error:
+            raise ClusterError(
+                f"cluster.address: cannot join the Ray cluster at {address!r}: {_first_line(error)}; "
+                "check `ray status`, and RAY_AUTH_MODE=token if the cluster asks for a token"
+            ) from error
+        described = f"joined the Ray cluster at {address}"
+    else:
+        if config.dashboard_port is not None:
+            _refuse_busy_port(config.dashboard_port)
+        try:
+            ray.init(
+                address="local",
+                include_dashboard=config.dashboard_port is not None,
+                dashboard_port=config.dashboard_port,
+                **options,
+            )
+        except (RuntimeError, OSError, ValueError) as error:
+            raise ClusterError(f"cannot start Ray on this machine: {_first_line(error)}") from error
+        described = "started Ray on this machine"
+    try:
+        _await_resources(config)
+        _check_storage(storage)
+        cpus = ray.cluster_resources().get("CPU", 0)
+        gpus = ray.cluster_resources().get("GPU", 0)
+        yield f"{described}: {len(_nodes())} node(s), {cpus:g} CPUs, {gpus:g} GPUs"
+    finally:
+        ray.shutdown()
+
+
+def _nodes() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _running_here() -> str | None:
+    """Address of a cluster that ``ray start`` made on this machine and that still answers."""
+    from ray._common.utils import get_ray_address_file
+
+    path = Path(get_ray_address_file(None))
+    if not path.is_file():
+        return None
+    address = path.read_text().strip()
+    return address if address and _answers(address) else None
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def _refuse_dead_address(address: str) -> None:
+    if address == "auto":
+        if _running_here() is None:
+            raise ClusterError(
+                "cluster.address 'auto': no running Ray cluster was found on this machine; "
+                "start one with `ray start --head`, or leave the option out to start a local one"
+            )
+        return
+    if "://" not in address and not _answers(address):
+        raise ClusterError(
+            f"cluster.address: nothing answers at {address!r}; give host:port of a running head node "
+            "(`ray start --head` prints it), or leave the option out to start a local Ray"
+        )
+
+
+def _refuse_busy_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ClusterError(
+                f"cluster.dashboard_port: port {port} is in use ({error.strerror}); choose another one"
+            ) from error
+
+
+def _await_resources(config: ClusterConfig) -> None:
+    needs = {"CPU": config.num_workers * config.cpus_per_worker, "GPU": config.num_workers * config.gpus_per_worker}
+    actor = {"CPU": config.cpus_per_actor, "GPU": config.gpus_per_actor}
+    deadline = time.monotonic() + config.resource_wait_s
+    requested = False
+    while True:
+        problem = shortage(needs, actor, config, [node["Resources"] for node in _nodes()])
+        if problem is None:
+            return
+        if not config.autoscaling:
+            raise ClusterError(problem + "; lower the options, or set --cluster.autoscaling if the cluster can grow")
+        if not requested:
+            from ray.autoscaler.sdk import request_resources
+
+            bundle = {k: v for k, v in (("CPU", config.cpus_per_worker), ("GPU", config.gpus_per_worker)) if v}
+            request_resources(bundles=[bundle] * config.num_workers)
+            requested = True
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"{problem}, and the cluster did not grow within cluster.resource_wait_s = {config.resource_wait_s:g} s"
+            )
+        time.sleep(_POLL_S)
+
+
+def shortage(
+    needs: Mapping[str, float],
+    actor: Mapping[str, float],
+    config: ClusterConfig,
+    nodes: list[Mapping[str, float]],
+) -> str | None:
+    """What the cluster lacks for this run, or None. Pure: ``nodes`` are the resources of each node.
+
+    A worker or an actor lives on one node, so workers are counted node by node.
+    """
+    worker = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+    places = sum(
+        min(int(node.get(kind, 0) / amount + 1e-9) for kind, amount in worker.items() if amount) for node in nodes
+    )
+    if places < config.num_workers:
+        have = {kind: sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
+        return (
+            f"cluster.num_workers is {config.num_workers} with {_text(worker)} each ({_text(needs)} together), but the "
+            f"cluster of {len(nodes)} node(s) has {_text(have) or 'none'} and room for {places}"
+        )
+    if not any(all(node.get(kind, 0) >= amount for kind, amount in actor.items()) for node in nodes):
+        return f"no node has the {_text(actor)} of cluster.cpus_per_actor and cluster.gpus_per_actor"
+    return None
+
+
+def _text(resources: Mapping[str, float]) -> str:
+    return " and ".join(f"{amount:g} {kind}(s)" for kind, amount in resources.items() if amount)
+
+
+def _check_storage(storage: Path) -> None:
+    """Every node must see the same directory: artefacts pass between processes through it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = _nodes()
+    if len(nodes) == 1:
+        return
+    probe = storage / f".probe-{uuid.uuid4().hex}"
+    probe.write_text("")
+    try:
+
+        @ray.remote(num_cpus=0)
+        def sees(path: str) -> bool:
+            return os.path.isfile(path)
+
+        blind = [
+            node["NodeManagerAddress"]
+            for node in nodes
+            if not ray.get(
+                sees.options(  # type: ignore[attr-defined]
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                ).remote(str(probe))
+            )
+        ]
+    finally:
+        probe.unlink()
+    if blind:
+        raise ClusterError(
+            f"storage {storage} is not visible on node(s) {', '.join(blind)}; set --storage to a directory that "
+            "every node mounts"
+        )
+
+
+def num_actors(config: ClusterConfig) -> int:
+    """How many reference or sampling actors the cluster can hold at once, at most ``cluster.max_actors``."""
+    needs = {"CPU": config.cpus_per_actor, "GPU": config.gpus_per_actor}
+    places = sum(
+        min(int(node["Resources"].get(kind, 0) / amount + 1e-9) for kind, amount in needs.items() if amount)
+        for node in _nodes()
+    )
+    return max(1, min(config.max_actors, places))
+
+
+@contextlib.contextmanager
+def ray_errors() -> Iterator[None]:
+    """Raise the pipeline's own error out of whatever Ray wrapped it in; other failures keep their cause."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        raise _innermost(error) from error
+    except Exception as error:
+        if hasattr(error, "worker_failures") or hasattr(error, "controller_failure"):
+            raise _innermost(error) from error
+        raise
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The first `PipelineError` in a chain of wrapped errors, or a short description of the failure."""
+    import ray
+
+    seen: list[BaseException] = []
+    waiting: list[BaseException] = [error]
+    while waiting:
+        current = waiting.pop(0)
+        if current in seen:
+            continue
+        seen.append(current)
+        if isinstance(current, PipelineError) and not isinstance(current, ray.exceptions.RayError):
+            return current
+        waiting += list(getattr(current, "worker_failures", {}).values())
+        for name in ("cause", "controller_failure", "__cause__", "_exc"):
+            inner = getattr(current, name, None)
+            if isinstance(inner, BaseException):
+                waiting.append(inner)
+    root = seen[-1]
+    if isinstance(root, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError):
+        return ClusterError(f"a worker process died: {_first_line(root)}; run the same command again to go on")
+    return root
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,186 @@
+"""The evaluation stages: Ray actors sample from a model, or look at texts with reference and policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.cluster import num_actors, ray_errors
+from pipeline.config import RISK_METHODS, ClusterConfig, RunConfig
+from pipeline.data.tables import read_table, write_table
+from pipeline.progress import Report
+from pipeline.records import PairScores, PairTokens, PromptTokens, SampleRow, ScoredSample
+
+T = TypeVar("T")
+
+
+def _device(cluster: ClusterConfig) -> Any:
+    import torch
+
+    if cluster.gpus_per_actor > 0:
+        return torch.device("cuda")
+    torch.set_num_threads(cluster.cpus_per_actor)
+    return torch.device("cpu")
+
+
+class SamplingActor:
+    """Hosts one model, samples from it and scores the texts."""
+
+    def __init__(self, run: dict[str, Any], model_dir: str) -> None:
+        from pipeline.evaluation.scorers import load_scorers
+        from pipeline.models.load import load_model, load_tokenizer, resolve_dtype
+
+        self._run = RunConfig.model_validate(run)
+        self._device = _device(self._run.cluster)
+        dtype = resolve_dtype(self._run.model.dtype, self._device)
+        self._model = load_model(Path(model_dir), dtype).to(self._device)
+        self._tokenizer = load_tokenizer(Path(model_dir))
+        self._scorers = load_scorers(self._run.evaluation.scorers)
+
+    def sample(self, batch: list[tuple[PromptTokens, int]]) -> list[SampleRow]:
+        from pipeline.evaluation.sampling import sample_batch
+
+        rows = sample_batch(self._model, self._tokenizer, batch, self._run.evaluation, self._device)
+        prompts, texts = [row.prompt for row in rows], [row.text for row in rows]
+        scores = {name: scorer.score(prompts, texts) for name, scorer in self._scorers.items()}
+        return [
+            dataclasses.replace(row, scores={name: values[i] for name, values in scores.items()})
+            for i, row in enumerate(rows)
+        ]
+
+
+class ScoringActor:
+    """Hosts reference and policy and says what both think of every token."""
+
+    def __init__(self, run: dict[str, Any], reference_dir: str, policy_dir: str, prompt_set: str) -> None:
+        from pipeline.evaluation.annotate import BothModels, reported_measures
+        from pipeline.models.load import load_model, load_tokenizer, resolve_dtype
+
+        config = RunConfig.model_validate(run)
+        device = _device(config.cluster)
+        dtype = resolve_dtype(config.model.dtype, device)
+        self._trained = trained_measure(config)
+        self._prompt_set = prompt_set
+        self._both = BothModels(
+            load_model(Path(reference_dir), dtype).to(device),
+            load_model(Path(policy_dir), dtype).to(device),
+            load_tokenizer(Path(reference_dir)),
+            reported_measures(self._trained),
+            config.train.head_block_bytes,
+            device,
+        )
+
+    def samples(self, model: str, rows: list[SampleRow]) -> list[ScoredSample]:
+        return self._both.samples(model, rows, self._trained, self._prompt_set)
+
+    def pairs(self, pairs: list[PairTokens]) -> list[PairScores]:
+        return self._both.pairs(pairs)
+
+
+def trained_measure(run: RunConfig) -> Any:
+    """The measure in the run's loss; sequential KL for the methods that have none of their own."""
+    from pipeline.risk.measures import Measure
+
+    if run.loss.method in RISK_METHODS:
+        return Measure(run.risk.measure, run.risk.level)
+    return Measure("mean", 1.0)
+
+
+def run_sampling(run: RunConfig, model_dir: Path, tokens_dir: Path, out_dir: Path, report: Report) -> int:
+    """Sample every prompt with every seed, score the texts, write samples.parquet; returns the number of samples."""
+    config = run.evaluation
+    prompts = read_table(tokens_dir / "prompts.parquet", PromptTokens)[: config.num_prompts]
+    work = [(prompt, seed) for prompt in prompts for seed in config.seeds]
+    batches = [work[start : start + config.batch_size] for start in range(0, len(work), config.batch_size)]
+    results = _map_over_actors(
+        SamplingActor,
+        (run.model_dump(mode="json"), str(model_dir)),
+        run.cluster,
+        [("sample", (batch,)) for batch in batches],
+        lambda done: report(done, len(batches), "batches"),
+    )
+    rows = [row for batch in results for row in batch]
+    write_table(out_dir / "samples.parquet", rows, SampleRow)
+    return len(rows)
+
+
+def run_evaluation(
+    run: RunConfig,
+    *,
+    reference_dir: Path,
+    policy_dir: Path,
+    tokens_dir: Path,
+    reference_samples: Path,
+    policy_samples: Path,
+    out_dir: Path,
+    report: Report,
+) -> dict[str, Any]:
+    """Score both models' samples and the test pairs, summarise, and write samples, pairs and evaluation.json."""
+    from pipeline.evaluation.sampling import prompt_set_digest
+    from pipeline.evaluation.summary import summarise
+    from pipeline.models.batches import token_batches
+
+    samples = {"reference": read_table(reference_samples, SampleRow), "policy": read_table(policy_samples, SampleRow)}
+    pairs = read_table(tokens_dir / "test.parquet", PairTokens)
+    prompt_set = prompt_set_digest(sorted({row.prompt_id for row in samples["reference"]}))
+    budget = run.reference.batch_tokens
+    calls: list[tuple[str, tuple[Any, ...]]] = []
+    for model, rows in samples.items():
+        lengths = [len(row.prompt_ids) + len(row.response_ids) for row in rows]
+        calls += [("samples", (model, [rows[i] for i in batch])) for batch in token_batches(lengths, budget)]
+    lengths = [len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs]
+    calls += [("pairs", ([pairs[i] for i in batch],)) for batch in token_batches(lengths, budget // 2)]
+    results = _map_over_actors(
+        ScoringActor,
+        (run.model_dump(mode="json"), str(reference_dir), str(policy_dir), prompt_set),
+        run.cluster,
+        calls,
+        lambda done: report(done, len(calls), "batches"),
+    )
+    everything = [row for batch in results for row in batch]
+    scored = sorted(
+        (row for row in everything if isinstance(row, ScoredSample)), key=lambda r: (r.model, r.prompt_id, r.seed)
+    )
+    pair_scores = sorted((row for row in everything if isinstance(row, PairScores)), key=lambda r: r.row_id)
+    training = {"method": run.loss.method, "risk_label": trained_measure(run).label}
+    evaluation = summarise(scored, pair_scores, run.evaluation, training)
+    write_table(out_dir / "samples.parquet", scored, ScoredSample)
+    write_table(out_dir / "pairs.parquet", pair_scores, PairScores)
+    (out_dir / "evaluation.json").write_text(json.dumps(evaluation, indent=1, allow_nan=False))
+    return evaluation
+
+
+def _map_over_actors(
+    actor_class: type[Any],
+    arguments: tuple[Any, ...],
+    cluster: ClusterConfig,
+    calls: list[tuple[str, tuple[Any, ...]]],
+    report: Callable[[int], None],
+) -> list[Any]:
+    """Results of ``actor.method(*args)`` for every call, in the order of the calls, over a pool of actors."""
+    import ray
+    from ray.util import ActorPool
+
+    with ray_errors():
+        remote = ray.remote(num_cpus=cluster.cpus_per_actor, num_gpus=cluster.gpus_per_actor)(actor_class)
+        actors = [remote.remote(*arguments) for _ in range(min(num_actors(cluster), len(calls)))]
+        try:
+            pool = ActorPool(actors)
+            return list(
+                _counted(
+                    pool.map(lambda actor, call: getattr(actor, call[0]).remote(*call[1]), calls),
+                    report,
+                )
+            )
+        finally:
+            for actor in actors:
+                ray.kill(actor)
+
+
+def _counted(results: Iterable[T], report: Callable[[int], None]) -> Iterable[T]:
+    for done, result in enumerate(results, start=1):
+        yield result
+        report(done)

@@ -1,0 +1,89 @@
+"""One run of the align job: plan, run what is missing, publish the result."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.cli import JobRequest, resolved_yaml
+from pipeline.console import Console, quiet_libraries
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.align import AlignmentRun
+    from pipeline.artifacts import Artifact, Store
+
+RESULTS = ("report.html", "summary.json")
+
+
+def align(request: JobRequest) -> int:
+    """Run (or, with ``dry_run``, only describe) one alignment; returns the exit code."""
+    from pipeline.cluster import default_storage
+
+    root = request.storage or default_storage()
+    if "://" in root:
+        raise ConfigError(f"--storage: {root!r} is a URL; give a directory that every node of the cluster sees")
+    storage = Path(root).expanduser().resolve()
+    if request.dry_run:
+        return _describe(request, storage)
+
+    from pipeline.artifacts import Store
+
+    store = Store(str(storage))
+    log_path = storage / "logs" / f"align-{datetime.now():%Y%m%d-%H%M%S}.log"
+    quiet_libraries(log_path)
+    with Console(log_path) as console:
+        console.line(f"Ra-DPO alignment: recipe {request.recipe}, storage {storage}")
+        from pipeline.align import AlignmentRun
+
+        run = AlignmentRun(request.recipe, request.run, storage)
+        result = _execute(run, store, console)
+        directory = _publish(run, request, result, storage, log_path)
+        console.line(f"verdict: {result['evaluate'].info['note']}")
+        console.line(f"summary: {directory / 'summary.json'}")
+        console.line(f"policy:  {result['align'].path / 'model'}")
+        console.line(f"report:  {directory / 'report.html'}")
+    return 0
+
+
+def _execute(run: AlignmentRun, store: Store, console: Console) -> dict[str, Artifact]:
+    from pipeline.graph import execute
+
+    run.reused = tuple(name for name, item in run.planned.items() if store.exists(name, item.key))
+    with contextlib.ExitStack() as stack:
+        if len(run.reused) < len(run.planned):
+            stack.enter_context(_ray(run, console))
+        return execute(run.planned, store, console)
+
+
+@contextlib.contextmanager
+def _ray(run: AlignmentRun, console: Console) -> Iterator[None]:
+    from pipeline.cluster import connected
+
+    with connected(run.run.cluster, run.storage) as described:
+        console.line(described)
+        yield
+
+
+def _publish(
+    run: AlignmentRun, request: JobRequest, result: dict[str, Artifact], storage: Path, log_path: Path
+) -> Path:
+    """A directory a person can find: the report with what it was made from, named by recipe and key."""
+    report = result["report"]
+    directory = storage / "reports" / f"{request.recipe}-{report.key[:8]}"
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in RESULTS:
+        shutil.copyfile(report.path / name, directory / name)
+    shutil.copyfile(result["align"].path / "metrics.jsonl", directory / "metrics.jsonl")
+    dropped = [(result[stage].path / "dropped.jsonl").read_text(encoding="utf-8") for stage in ("data", "tokens")]
+    (directory / "dropped.jsonl").write_text("".join(dropped), encoding="utf-8")
+    (directory / "run.yaml").write_text(resolved_yaml(request.run), encoding="utf-8")
+    return directory
+
+
+def _describe(request: JobRequest, storage: Path) -> int:
+    return 0

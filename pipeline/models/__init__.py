@@ -1,0 +1,1 @@
+"""Models and tokenizers: find, build, load, digest, save (the only place that loads from transformers)."""

@@ -1,0 +1,127 @@
+"""Load a causal language model and its tokenizer, split it into backbone and head, and digest its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.digests import digest_tensors
+from pipeline.errors import ModelError
+from pipeline.risk.head import Head
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``auto`` is bfloat16 on CUDA and float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def load_model(path: Path, dtype: torch.dtype) -> nn.Module:
+    """Load from a local safetensors directory, on CPU, in evaluation mode.
+
+    Raises:
+        ModelError: when transformers cannot load it as a causal language model, or leaves weights uninitialised.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"cannot load a causal language model from {path}: {_first_line(error)}") from error
+    if report["missing_keys"]:
+        names = sorted(report["missing_keys"])
+        raise ModelError(
+            f"{path} lacks weights for {len(names)} parameters ({', '.join(names[:3])}...): "
+            "they would start from random numbers; is it the right model class?"
+        )
+    model.eval()
+    return model
+
+
+def load_tokenizer(path: Path) -> Any:
+    """Load the tokenizer saved beside the weights.
+
+    Raises:
+        ModelError: when there is none, or it has no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot load a tokenizer from {path}: {_first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer in {path} has no end-of-sequence token; set eos_token in its configuration")
+    return tokenizer
+
+
+def context_tokens(path: Path) -> int:
+    """Longest sequence the model accepts (``max_position_embeddings``), from its config.json alone."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
+    return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+
+def output_head(model: nn.Module) -> Head:
+    """The output head of a causal language model (tied to the embeddings or not)."""
+    linear = model.get_output_embeddings()  # type: ignore[operator]
+    return Head(linear.weight, getattr(linear, "bias", None))
+
+
+def final_hidden(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Hidden states ``[B, T, d]`` after the final norm: what the output head is applied to."""
+    output = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)  # type: ignore[operator]
+    return output.last_hidden_state
+
+
+@torch.no_grad()
+def check_head(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> None:
+    """Refuse an architecture whose logits are not head(final hidden states).
+
+    Some architectures scale, cap or adapt their logits on the way out; rebuilding them from stored hidden
+    states would silently give another distribution.
+
+    Raises:
+        ModelError: when the two differ by more than rounding.
+    """
+    hidden = final_hidden(model, input_ids, attention_mask)
+    head = output_head(model)
+    rebuilt = nn.functional.linear(hidden, head.weight, head.bias).float()
+    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits.float()
+    error = "shapes differ"
+    if rebuilt.shape == logits.shape:
+        tolerance = 1e-4 if hidden.dtype == torch.float32 else 3e-2
+        worst = (rebuilt - logits).abs().max().item() / (1 + logits.abs().max().item())
+        if worst <= tolerance:
+            return
+        error = f"largest relative difference {worst:.2g}"
+    raise ModelError(
+        f"{type(model).__name__} does not compute its logits as head(hidden) ({error}): it scales, caps or adapts "
+        "them, which the reference tier 'hidden' does not reproduce; use --reference.tier scalar with "
+        "--loss.method dpo, or another model"
+    )
+
+
+def weights_digest(named: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 over names, dtypes, shapes and bytes of the given (whole, not partitioned) tensors."""
+    return digest_tensors(
+        (
+            name,
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes(),
+            str(tensor.dtype),
+            tuple(tensor.shape),
+        )
+        for name, tensor in named
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,85 @@
+"""Where a model comes from, and the digest of its contents.
+
+A model is named by what its files hold, not by its path: overwriting a local directory in place gives another
+digest, and so another reference. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import BUILD_GPT_NEOX, ModelConfig
+from pipeline.digests import digest_files, digest_json
+from pipeline.errors import ModelError
+
+_FILE_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
+_UNSAFE_WEIGHTS = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A trained model on disk, or None as ``path`` for one that the job builds itself."""
+
+    path: Path | None
+    digest: str
+
+
+def resolve_model(config: ModelConfig) -> ModelSource:
+    """Find the model that ``config.path`` names and digest its contents (a hub id is downloaded).
+
+    Raises:
+        ModelError: when the directory is no model, has no safetensors weights, or the hub cannot be reached.
+    """
+    if config.path == BUILD_GPT_NEOX:
+        return ModelSource(None, digest_json({"build": config.build.model_dump()}))
+    path = Path(config.path).expanduser()
+    if path.is_dir():
+        return ModelSource(path.resolve(), _digest_directory(path))
+    if path.exists() or config.path.startswith((".", "/", "~")) or config.path.count("/") > 1:
+        raise ModelError(
+            f"model.path: no model directory at {config.path!r}; give a directory with config.json and "
+            "*.safetensors, or a hub id such as 'HuggingFaceTB/SmolLM2-135M-Instruct'"
+        )
+    downloaded = _download(config.path, config.revision)
+    return ModelSource(downloaded, _digest_directory(downloaded))
+
+
+def _digest_directory(path: Path) -> str:
+    if not (path / "config.json").is_file():
+        raise ModelError(f"model.path: {path} has no config.json, so it is not a Hugging Face model directory")
+    if not any(path.glob("*.safetensors")):
+        unsafe = sorted(file.name for pattern in _UNSAFE_WEIGHTS for file in path.glob(pattern))
+        found = f" (found {', '.join(unsafe)}, a format that can execute code when it is loaded)" if unsafe else ""
+        raise ModelError(
+            f"model.path: {path} has no weights in *.safetensors{found}; "
+            "save the model once with model.save_pretrained(directory)"
+        )
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ModelError(f"model.path: {path} has no tokenizer (tokenizer.json); save it beside the weights")
+    return digest_files(path, {file for pattern in _FILE_PATTERNS for file in path.glob(pattern)})
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(_FILE_PATTERNS)))
+    except GatedRepoError as error:
+        raise ModelError(f"model.path: {repo!r} is gated; accept its terms on the hub and set HF_TOKEN") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise ModelError(f"model.path: the hub has no model {repo!r} at revision {revision or 'default'}") from error
+    except HFValidationError as error:
+        raise ModelError(f"model.path: {repo!r} is neither a directory nor a hub id") from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"model.path: cannot download {repo!r}: the hub cannot be reached and the model is not in the local "
+            "cache; check the network, or set model.path to a local directory"
+        ) from error

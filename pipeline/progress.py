@@ -1,0 +1,76 @@
+"""Progress of work in other processes, relayed to the job's console."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Report = Callable[[float, float, str], None]
+
+_POLL_S = 0.5
+
+
+class _Relay:
+    """Keeps the latest report of one piece of work, and numbers that belong in no artefact (a Ray actor that uses
+    no CPU)."""
+
+    def __init__(self) -> None:
+        self._latest: tuple[float, float, str] | None = None
+        self._result: dict[str, float] = {}
+
+    def put(self, done: float, total: float, note: str) -> None:
+        self._latest = (done, total, note)
+
+    def get(self) -> tuple[float, float, str] | None:
+        return self._latest
+
+    def put_result(self, result: dict[str, float]) -> None:
+        self._result = result
+
+    def result(self) -> dict[str, float]:
+        return self._result
+
+
+@contextlib.contextmanager
+def relayed(report: Report) -> Iterator[Any]:
+    """An actor handle for workers; what they put into it is passed to ``report`` twice a second."""
+    import ray
+
+    relay = ray.remote(num_cpus=0)(_Relay).remote()
+    stop = threading.Event()
+
+    def poll() -> None:
+        last = None
+        while not stop.wait(_POLL_S):
+            with contextlib.suppress(ray.exceptions.RayError):
+                latest = ray.get(relay.get.remote())
+                if latest is not None and latest != last:
+                    report(*latest)
+                    last = latest
+
+    thread = threading.Thread(target=poll, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield relay
+    finally:
+        stop.set()
+        thread.join()
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(relay)
+
+
+def reporter(relay: Any) -> Report:
+    """For a worker: a function that reports without waiting, at most twice a second and at the end."""
+    last = 0.0
+
+    def report(done: float, total: float, note: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _POLL_S or done >= total:
+            last = now
+            relay.put.remote(done, total, note)
+
+    return report

@@ -1,0 +1,204 @@
+"""The only place that knows DeepSpeed: an engine that trains one model with ZeRO on CPU or CUDA."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.config import OptimConfig
+from pipeline.errors import TrainingError
+from pipeline.models.load import load_model, weights_digest
+from pipeline.training.policy import PolicyWithObjective
+from pipeline.training.task import Batch, Task
+
+_GATHER_PARAMETERS = 32
+"""Parameters gathered together when weights are read out of ZeRO-3; bounds the extra memory."""
+
+
+def prepare_process(device: torch.device) -> None:
+    """Import DeepSpeed for this process. Call once, before the first engine, in every worker."""
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    # torch._dynamo fails to import when that first happens inside DeepSpeed's patched constructors.
+    import deepspeed
+    import torch._dynamo  # noqa: F401
+
+    # On CPU DeepSpeed compiles an extension at the first start that only its inference all-reduce uses. Without
+    # it no compiler is needed, and a worker killed in the middle of the build cannot leave a lock behind.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+class Engine:
+    """A policy under DeepSpeed.
+
+    Args:
+        source: local model directory the weights start from; after partitioning they are compared with its
+            files tensor by tensor (some loaders are known to re-initialise weights under ZeRO-3).
+        optim: optimiser options; AdamW with betas (0.9, 0.999).
+        dtype: of the weights; bfloat16 keeps float32 master weights.
+        micro_batches: forward and backward passes per optimiser step.
+
+    Raises:
+        TrainingError: when the weights inside the engine differ from the source's.
+    """
+
+    def __init__(
+        self, source: Path, optim: OptimConfig, dtype: torch.dtype, device: torch.device, micro_batches: int
+    ) -> None:
+        import deepspeed
+
+        model = load_model(source, dtype)
+        model.train()
+        config: dict[str, Any] = {
+            # Only the ratio of the first two matters to DeepSpeed; sequence lengths and row counts are ours.
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": micro_batches,
+            "gradient_clipping": optim.max_grad_norm,
+            "optimizer": {
+                "type": "AdamW",
+                "params": {"lr": optim.lr, "weight_decay": optim.weight_decay, "torch_adam": True},
+            },
+            "zero_optimization": {
+                "stage": optim.zero_stage,
+                "overlap_comm": device.type == "cuda",
+                "contiguous_gradients": True,
+            },
+            "zero_allow_untested_optimizer": True,
+            "bf16": {"enabled": dtype == torch.bfloat16},
+            "steps_per_print": 2**31 - 1,
+        }
+        module = PolicyWithObjective(model)
+        self._engine, _, _, _ = deepspeed.initialize(
+            model=module, model_parameters=list(module.parameters()), config=config
+        )
+        self._deepspeed = deepspeed
+        self._model_config = model.config
+        self.device = device
+        self.rank: int = torch.distributed.get_rank()
+        self.world_size: int = torch.distributed.get_world_size()
+        self.micro_batches = micro_batches
+        self.source_digest = self._check_weights(source, dtype)
+
+    # -- steps ---------------------------------------------------------------------------------------------
+
+    def train_step(self, micro_batches: Sequence[Batch], task: Task, normaliser: float, lr: float) -> Tensor:
+        """One optimiser step on this rank's micro-batches; returns metric sums over all ranks.
+
+        The gradient is that of (sum of losses over the global batch) / ``normaliser``.
+
+        Raises:
+            TrainingError: when the loss or the gradient is not finite; the weights are then not to be used.
+        """
+        assert len(micro_batches) == self.micro_batches
+        self._engine.train()
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        # DeepSpeed averages over ranks and over accumulated micro-batches; a sum over both is wanted.
+        scale = self.world_size * self.micro_batches / normaliser
+        sums = torch.zeros(len(task.metric_names) + 1, device=self.device)
+        for index, batch in enumerate(micro_batches):
+            if index:
+                self._engine.step()  # not a boundary: DeepSpeed only counts the micro-batch
+            loss, metrics = self._engine(self._to_device(batch), task)
+            sums += torch.cat([metrics.detach().float(), loss.detach().float().reshape(1)])
+            self._engine.backward(loss * scale)
+        torch.distributed.all_reduce(sums)
+        if not bool(torch.isfinite(sums).all()):
+            raise TrainingError(
+                "the loss is not finite: a response has probability zero under the policy, or training diverged; "
+                "lower train.optim.lr or raise loss.beta"
+            )
+        self._engine.step()
+        if not torch.isfinite(torch.tensor(self.grad_norm)):
+            raise TrainingError("the gradient is not finite: training diverged; lower train.optim.lr")
+        return sums[:-1]
+
+    @torch.no_grad()
+    def evaluate(self, micro_batches: Sequence[Batch], task: Task) -> Tensor:
+        """Metric sums over this rank's micro-batches and all ranks (every rank brings the same number)."""
+        self._engine.eval()
+        sums = torch.zeros(len(task.metric_names), device=self.device)
+        for batch in micro_batches:
+            sums += self._engine(self._to_device(batch), task)[1].float()
+        torch.distributed.all_reduce(sums)
+        return sums
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the last step's gradient, before clipping."""
+        return float(self._engine.get_global_grad_norm() or 0.0)
+
+    def _to_device(self, batch: Batch) -> dict[str, Tensor]:
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+    # -- weights -------------------------------------------------------------------------------------------
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole parameters by name, on CPU. Every rank must iterate to the end; only rank 0 gets the tensors
+        (the others get empty ones)."""
+        named = list(self._engine.module.model.named_parameters())
+        for start in range(0, len(named), _GATHER_PARAMETERS):
+            chunk = named[start : start + _GATHER_PARAMETERS]
+            with self._deepspeed.zero.GatheredParameters([parameter for _, parameter in chunk]):
+                for name, parameter in chunk:
+                    yield name, parameter.detach().cpu().clone() if self.rank == 0 else torch.empty(0)
+
+    def save(self, out_dir: Path, tokenizer: Any) -> str:
+        """Gather the weights and write a safetensors Hugging Face directory on rank 0; returns their digest there
+        (an empty string elsewhere)."""
+        from transformers import AutoModelForCausalLM
+
+        gathered = dict(self.weights())
+        if self.rank != 0:
+            return ""
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(self._model_config)
+        model.load_state_dict(gathered, strict=False, assign=True)
+        model.tie_weights()
+        left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+        if left:
+            raise TrainingError(f"the gathered weights lack {', '.join(left[:3])}")
+        model.save_pretrained(out_dir, safe_serialization=True)
+        tokenizer.save_pretrained(out_dir)
+        return weights_digest(gathered.items())
+
+    def _check_weights(self, source: Path, dtype: torch.dtype) -> str:
+        gathered = dict(self.weights())
+        verdict: list[str] = [""]
+        digest = ""
+        if self.rank == 0:
+            digest = weights_digest(gathered.items())
+            verdict[0] = _first_difference(gathered, source, dtype)
+        torch.distributed.broadcast_object_list(verdict, src=0)
+        if verdict[0]:
+            raise TrainingError(f"the weights inside the training engine differ from {source}: {verdict[0]}")
+        return digest
+
+
+def _first_difference(gathered: dict[str, Tensor], source: Path, dtype: torch.dtype) -> str:
+    """Name of the first stored tensor that is not what the engine holds, or an empty string."""
+    from safetensors import safe_open
+
+    for path in _weight_files(source):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
+                if name not in gathered:
+                    continue  # buffers, and the second name of a tied weight
+                stored = file.get_tensor(name).to(dtype)
+                if stored.shape != gathered[name].shape or not torch.equal(stored, gathered[name]):
+                    return name
+    return ""
+
+
+def _weight_files(source: Path) -> list[Path]:
+    index = source / "model.safetensors.index.json"
+    if index.is_file():
+        return sorted({source / name for name in json.loads(index.read_text())["weight_map"].values()})
+    return sorted(source.glob("*.safetensors"))
+

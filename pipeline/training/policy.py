@@ -1,0 +1,25 @@
+"""The module that DeepSpeed wraps: backbone, then the task's objective on hidden states and head."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from pipeline.models.load import final_hidden, output_head
+from pipeline.training.task import Batch, Task
+
+
+class PolicyWithObjective(nn.Module):
+    """Forward gives (summed loss, metric sums) of one micro-batch.
+
+    The head's weight is read inside this module's forward: under ZeRO-3 that is what gathers it, for the
+    forward and again for the hand-written backward. The task is an argument and not a member, for it is no
+    part of the model and changes between training and validation.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, task: Task) -> tuple[Tensor, Tensor]:
+        hidden = final_hidden(self.model, batch["input_ids"], batch["attention_mask"])
+        return task.objective(hidden, output_head(self.model), batch)

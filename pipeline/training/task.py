@@ -1,0 +1,29 @@
+"""What the training loop asks of an algorithm; the loop itself knows none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from pipeline.risk.head import Head
+
+Batch = Mapping[str, Tensor]
+"""Tensors of one micro-batch; ``input_ids`` and ``attention_mask`` ``[B, T]`` feed the backbone."""
+
+
+class Task(Protocol):
+    """One objective over numbered rows."""
+
+    num_rows: int
+    metric_names: tuple[str, ...]
+
+    def normaliser(self, rows: Sequence[int]) -> float:
+        """What the summed loss of a *global* batch is divided by (pairs, tokens); worker count never enters."""
+
+    def collate(self, rows: Sequence[int | None]) -> Batch:
+        """One micro-batch; None is padding with weight zero."""
+
+    def objective(self, hidden: Tensor, head: Head, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Summed loss (scalar) and sums of the metrics ``[len(metric_names)]`` over the micro-batch's rows."""
