@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import DataConfig
@@ -127,6 +127,7 @@ ANYTHING = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["prompt", "chosen", "rejected"]), ANYTHING), st.sampled_from([PAIRS, HH]))
 def test_any_json_is_a_pair_or_a_row_fault(raw: dict[str, Any], config: DataConfig) -> None:
     with contextlib.suppress(RowError):

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.order import global_batch, num_batches, shard
@@ -12,6 +12,7 @@ from pipeline.data.order import global_batch, num_batches, shard
 ROWS, SIZE, SEED = st.integers(1, 200), st.integers(1, 40), st.integers(0, 2**70)
 
 
+@settings(deadline=None)
 @given(ROWS, SIZE, SEED, st.integers(0, 5))
 def test_an_epoch_is_a_partition_of_all_rows(num_rows: int, batch_size: int, seed: int, epoch: int) -> None:
     batches = [
@@ -22,6 +23,7 @@ def test_an_epoch_is_a_partition_of_all_rows(num_rows: int, batch_size: int, see
     assert len(batches[-1]) == num_rows - batch_size * (len(batches) - 1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 999), unique=True, max_size=60), st.integers(1, 7), st.integers(1, 9))
 def test_shards_hold_every_row_once_in_equal_shapes(batch: list[int], world_size: int, micro: int) -> None:
     shards = [shard(batch, rank, world_size, micro) for rank in range(world_size)]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import DataConfig
@@ -26,6 +26,7 @@ def located(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     return [(f"r:{number}", row) for number, row in enumerate(rows, start=1)]
 
 
+@settings(deadline=None)
 @given(REVIEWS, st.randoms())
 def test_pairs_are_disjoint_and_complete_in_any_row_order(rows: list[dict[str, Any]], rng: random.Random) -> None:
     log = DropLog(CONFIG)

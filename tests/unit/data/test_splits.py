@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.splits import require_splits, split_of, take
@@ -21,6 +21,7 @@ class Row:
     row_id: str
 
 
+@settings(deadline=None)
 @given(GROUPS, SEEDS, FRACTIONS, FRACTIONS, FRACTIONS)
 def test_a_larger_test_fraction_only_moves_groups_into_test(
     group: str, seed: int, validation: float, one: float, two: float
@@ -30,6 +31,7 @@ def test_a_larger_test_fraction_only_moves_groups_into_test(
         assert split_of(group, seed, validation, larger) == "test"
 
 
+@settings(deadline=None)
 @given(GROUPS, SEEDS, FRACTIONS, FRACTIONS)
 def test_swapping_held_out_shares_keeps_train(group: str, seed: int, validation: float, test: float) -> None:
     held_out = validation + test
@@ -50,6 +52,7 @@ def test_known_splits() -> None:
     assert [split_of(str(n), 1, 0.1, 0.2) for n in range(40)] != [split_of(str(n), 2, 0.1, 0.2) for n in range(40)]
 
 
+@settings(deadline=None)
 @given(st.sets(st.text("abc", min_size=1)), st.randoms(), st.integers(1, 10), st.integers(1, 10))
 def test_take_ignores_row_order_and_nests(ids: set[str], rng: random.Random, one: int, two: int) -> None:
     rows = [Row(row_id) for row_id in sorted(ids)]

@@ -176,13 +176,16 @@ def test_limits_take_a_stable_subset_after_dropping(tmp_path: Path, make_tokeniz
 def test_one_prompt_for_every_test_group(tmp_path: Path, make_tokenizer: MakeTokenizer) -> None:
     tokenizer = make_tokenizer()
     test = [*rows("test", 20), PairRow("shared", "another group", "test 3:", "yes", "no", False)]
+    test += [PairRow(f"m{n}", "mixed", f"mixed {n}:", "yes", "no", False) for n in range(5)]
     splits = run(store(tmp_path / "data", test=test), tmp_path / "out", tokenizer)
     prompts = read_table(tmp_path / "out" / "prompts.parquet", PromptTokens)
-    assert len({prompt.prompt_id for prompt in prompts}) == len(prompts) == 10
+    run(store(tmp_path / "turned", test=test[::-1]), tmp_path / "again", tokenizer)
+    assert prompts == read_table(tmp_path / "again" / "prompts.parquet", PromptTokens)
+    assert len({prompt.prompt_id for prompt in prompts}) == len(prompts) == 11
     assert [prompt.group for prompt in prompts] == sorted((prompt.group for prompt in prompts), key=hash_key)
-    ids = {pair.group: pair.prompt_ids for pair in splits["test"]}
+    ids = {(pair.group, tuple(pair.prompt_ids)) for pair in splits["test"]}
     for prompt in prompts:
-        assert prompt.prompt_ids == ids[prompt.group]
+        assert (prompt.group, tuple(prompt.prompt_ids)) in ids
         assert prompt.prompt_id == hashlib.sha256(",".join(map(str, prompt.prompt_ids)).encode()).hexdigest()[:16]
         assert tokenizer.decode(prompt.prompt_ids) == prompt.prompt
 
