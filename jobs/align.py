@@ -1,4 +1,4 @@
-"""Align a model: ``python jobs/align.py --recipe reviews`` or ``ray job submit --working-dir . -- python jobs/align.py``.
+"""Align a model: ``python jobs/align.py --recipe reviews``, on this machine or inside ``ray job submit``.
 
 Running the same command again goes on from the last finished stage.
 """

@@ -17,7 +17,7 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +174,7 @@ class AlignmentRun:
             ),
         ]
         if self._base.stage is not None:
-            stages.append(
-                Stage("base", 1, self._build_base, run.model.build.model_dump(mode="json"), inputs=("data",))
-            )
+            stages.append(Stage("base", 1, self._build_base, run.model.build.model_dump(mode="json"), inputs=("data",)))
         if run.sft.enabled:
             stages.append(
                 Stage(
@@ -357,6 +355,6 @@ def _scorer_digests(names: Collection[str]) -> dict[str, str]:
     return digests
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
-    value: Mapping[str, Any] = json.loads(path.read_text())
+def _read_json(path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(path.read_text())
     return value

@@ -160,9 +160,7 @@ class Store:
                 shutil.rmtree(path, ignore_errors=True)
         Path(f"{path}.lock").unlink(missing_ok=True)
 
-    def _commit(
-        self, stage: str, key: str, staging: Staging, description: Mapping[str, Any], seconds: float
-    ) -> None:
+    def _commit(self, stage: str, key: str, staging: Staging, description: Mapping[str, Any], seconds: float) -> None:
         files = sorted(path for path in staging.path.rglob("*") if path.is_file())
         manifest = {
             "stage": stage,
@@ -256,7 +254,9 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_text())
         manifest["files"], manifest["seconds"], manifest["info"]
     except (ValueError, KeyError) as error:
-        raise ArtifactError(f"artefact {directory} is damaged: {MANIFEST} cannot be read; remove the directory") from error
+        raise ArtifactError(
+            f"artefact {directory} is damaged: {MANIFEST} cannot be read; remove the directory"
+        ) from error
     return manifest
 
 
@@ -277,7 +277,9 @@ def _explained(what: str) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ArtifactError(f"{what}: the disk is full; free some space or set --storage to another disk") from error
+            raise ArtifactError(
+                f"{what}: the disk is full; free some space or set --storage to another disk"
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise ArtifactError(f"{what}: {error.strerror}; set --storage to a directory you may write") from error
         raise

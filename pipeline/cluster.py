@@ -206,7 +206,7 @@ def _check_storage(storage: Path) -> None:
             node["NodeManagerAddress"]
             for node in nodes
             if not ray.get(
-                sees.options(  # type: ignore[attr-defined]
+                sees.options(
                     scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                 ).remote(str(probe))
             )

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from pipeline.models.load import final_hidden, output_head
+from pipeline.models.sequences import pad_sequences
 from pipeline.records import PairScores, PairTokens, SampleRow, ScoredSample
 from pipeline.risk.head import HiddenReference, TokenScores, token_scores
 from pipeline.risk.measures import Measure
-from pipeline.models.sequences import pad_sequences
 
 FIXED_MEASURES = (Measure("mean", 1.0), Measure("cvar", 0.5), Measure("cvar", 0.1))
 """Reported for every run, so that runs with different methods and measures compare."""
@@ -50,9 +50,7 @@ class BothModels:
         batch = pad_sequences(prompts, responses, self._pad_id)
         batch = {name: tensor.to(self._device) for name, tensor in batch.items()}
         inputs = batch["input_ids"], batch["attention_mask"]
-        reference = HiddenReference(
-            final_hidden(self._reference, *inputs)[batch["mask"]], output_head(self._reference)
-        )
+        reference = HiddenReference(final_hidden(self._reference, *inputs)[batch["mask"]], output_head(self._reference))
         scores = token_scores(
             final_hidden(self._policy, *inputs),
             output_head(self._policy),
@@ -70,9 +68,7 @@ class BothModels:
             for i in range(len(sizes))
         ]
 
-    def samples(
-        self, model: str, rows: Sequence[SampleRow], trained: Measure, prompt_set: str
-    ) -> list[ScoredSample]:
+    def samples(self, model: str, rows: Sequence[SampleRow], trained: Measure, prompt_set: str) -> list[ScoredSample]:
         """Samples of one model with log-ratio, KL and trained risk of every token."""
         scored = self.score([row.prompt_ids for row in rows], [row.response_ids for row in rows])
         return [self._sample(model, row, score, trained, prompt_set) for row, score in zip(rows, scored, strict=True)]

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import Tier
-from pipeline.models.load import final_hidden, output_head
-from pipeline.records import PairTokens
 from pipeline.models.batches import token_batches
+from pipeline.models.load import final_hidden, output_head
+from pipeline.models.sequences import pad_sequences
+from pipeline.records import PairTokens
 from pipeline.reference.shards import ShardRow
 from pipeline.risk.head import sequence_logps
-from pipeline.models.sequences import pad_sequences
 
 
 @torch.no_grad()

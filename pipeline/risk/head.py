@@ -231,10 +231,11 @@ class _BlockedHead(torch.autograd.Function):
         return logps, ref_logps, kl, risk
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+    def backward(ctx: Any, *grads: Any) -> Any:
         g_logps, _, g_kl, g_risk = grads
         rows, weight, bias, ref_rows, ref_weight, ref_bias, labels, sequence = ctx.saved_tensors
-        use_kl, use_risk = (g is not None and ref_rows is not None and bool((g != 0).any()) for g in (g_kl, g_risk))
+        # A loss without risk (dpo, or a metric only) needs no reference logits here.
+        use_kl, use_risk = (ref_rows is not None and g is not None and bool((g != 0).any()) for g in (g_kl, g_risk))
         wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
         grad_rows = torch.empty_like(rows)
         # With a half-precision head the sum over positions is kept in float32.

@@ -66,8 +66,13 @@ def cvar(log_ref: Tensor, log_pi: Tensor, level: float, need_q: bool) -> ValueAn
 
 def erm(log_ref: Tensor, log_pi: Tensor, level: float, need_q: bool) -> ValueAndQ:
     """Entropic risk (1/level) log E[exp(level * L)], ``level`` > 0: the Renyi divergence of order 1 + level."""
-    exponent = log_ref + level * log_ratio(log_ref, log_pi)
-    value = torch.logsumexp(exponent, -1) / level
+    scaled = level * log_ratio(log_ref, log_pi)
+    exponent = log_ref + scaled
+    value = torch.logsumexp(exponent, -1)
+    # Near zero log E[exp(.)] loses all its digits to rounding, and dividing by a small level would show it.
+    small = scaled.abs().amax(-1) < 0.5
+    near_zero = torch.log1p((log_ref.exp() * torch.expm1(scaled.clamp(-1.0, 1.0))).sum(-1))
+    value = torch.where(small, near_zero, value) / level
     return value, torch.softmax(exponent, -1) if need_q else None
 
 

@@ -201,4 +201,3 @@ def _weight_files(source: Path) -> list[Path]:
     if index.is_file():
         return sorted({source / name for name in json.loads(index.read_text())["weight_map"].values()})
     return sorted(source.glob("*.safetensors"))
-

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.config import WandbConfig
 
 
-def wandb_mode(config: WandbConfig) -> str:
+def wandb_mode(config: WandbConfig) -> Any:
     """``online``, ``offline`` or ``disabled``; ``auto`` asks whether an API key is configured."""
     if config.mode != "auto":
         return config.mode

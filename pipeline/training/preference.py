@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from pipeline.config import RISK_METHODS, SEQUENTIAL_METHODS, LossConfig, RiskConfig
+from pipeline.models.sequences import pad_sequences
 from pipeline.records import PairTokens
 from pipeline.risk.head import Head, HiddenReference, Reference, ScalarReference, sequence_scores
 from pipeline.risk.losses import preference_loss
 from pipeline.risk.measures import Measure
-from pipeline.models.sequences import pad_sequences
 from pipeline.training.task import Batch
 
 

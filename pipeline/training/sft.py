@@ -9,9 +9,9 @@ from torch import Tensor
 
 from pipeline.config import SFTConfig
 from pipeline.data.order import global_batch, num_batches
+from pipeline.models.sequences import pad_sequences
 from pipeline.records import TextTokens
 from pipeline.risk.head import Head, sequence_logps
-from pipeline.models.sequences import pad_sequences
 from pipeline.training.task import Batch
 
 

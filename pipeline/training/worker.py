@@ -40,7 +40,8 @@ def run_training(spec: TrainSpec, scratch: Path, report: Report) -> dict[str, fl
         ClusterError: when a worker process died.
     """
     import ray
-    from ray.train import FailureConfig, RunConfig as RayRunConfig, ScalingConfig
+    from ray.train import FailureConfig, ScalingConfig
+    from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     cluster = RunConfig.model_validate(spec.run).cluster

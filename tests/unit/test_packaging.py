@@ -45,23 +45,20 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("PYTHON=/bin/false", "error: Python 3.11 is needed"),
-        ("CXX=no-such-compiler", "error: a C++ compiler is needed"),
-    ],
-)
-def test_setup_says_what_the_machine_lacks_before_it_installs_anything(
-    tmp_path: Path, setting: str, message: str
-) -> None:
-    done = make(tmp_path, "setup", setting)
+def test_setup_refuses_a_wrong_python_before_it_installs_anything(tmp_path: Path) -> None:
+    done = make(tmp_path, "setup", "PYTHON=/bin/false")
     assert done.returncode != 0
     first_line = done.stderr.splitlines()[0]
-    assert first_line.startswith(message)
-    assert setting.split("=")[1] in first_line
+    assert first_line.startswith("error: Python 3.11 is needed")
+    assert "/bin/false" in first_line
     assert done.stdout == ""
     assert not (tmp_path / ".venv").exists()
+
+
+def test_setup_says_in_one_line_that_there_is_no_compiler(tmp_path: Path) -> None:
+    # Without a path for pip this setup ends right after the checks; the note has to come before anything else.
+    done = make(tmp_path, "setup", "CXX=no-such-compiler", "BIN=/nowhere")
+    assert done.stderr.splitlines()[0].startswith("note: no C++ compiler (no-such-compiler) found")
 
 
 def test_help_lists_every_command(tmp_path: Path) -> None:

@@ -1,0 +1,137 @@
+"""A DeepSpeed worker group follows the plain single-process computation of the same global batches."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pipeline.config import LossConfig, OptimConfig, RiskConfig
+from pipeline.data.order import global_batch, num_batches
+from pipeline.reference.compute import reference_rows
+from pipeline.reference.shards import HEAD_FILE, shard_path, write_shard
+from pipeline.training.schedule import learning_rate
+
+sys.path.insert(0, str(Path(__file__).parent))
+import tiny
+
+WORKER = Path(__file__).parent / "zero_worker.py"
+STEPS, BATCH, PAIRS = 20, 8, 37
+OPTIM = {"lr": 2e-3, "warmup_steps": 3, "max_grad_norm": 1.0}
+
+
+def run_workers(options: dict, world_size: int, folder: Path, env: dict[str, str] | None = None) -> list[dict]:
+    folder.mkdir()
+    (folder / "options.json").write_text(json.dumps(options | {"out": str(folder)}))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(folder / "options.json")],
+            env=os.environ
+            | {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "TORCH_EXTENSIONS_DIR": str(folder / "extensions"),
+            }
+            | (env or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)[-4000:]
+    assert not (folder / "extensions").exists(), "a worker compiled an extension"
+    return json.loads((folder / "rows.json").read_text())
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """Model, its reference artefact, and the plain loss curve with a live reference."""
+    root = tmp_path_factory.mktemp("zero")
+    tiny.save_model(root / "model", tied=request.param)
+    pairs = tiny.random_pairs(PAIRS)
+    reference = AutoModelForCausalLM.from_pretrained(root / "model").eval()
+    (root / "reference").mkdir()
+    rows = reference_rows(
+        reference,
+        pairs,
+        "hidden",
+        pad_id=tiny.PAD,
+        batch_tokens=300,
+        block_bytes=10_000,
+        device=torch.device("cpu"),
+    )
+    write_shard(shard_path(root / "reference", "train", 0), rows)
+    from safetensors.torch import save_file
+
+    save_file({"weight": reference.get_output_embeddings().weight.detach()}, root / "reference" / HEAD_FILE)
+
+    loss, risk, optim = LossConfig(beta=0.5), RiskConfig(), OptimConfig(**OPTIM)
+    policy = AutoModelForCausalLM.from_pretrained(root / "model")
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=optim.lr, weight_decay=0.0)
+    curve = []
+    for step in range(STEPS):
+        epoch, index = divmod(step, num_batches(PAIRS, BATCH))
+        batch = [pairs[row] for row in global_batch(PAIRS, BATCH, 0, epoch, index)]
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(optim, step, STEPS)
+        value = tiny.plain_loss(policy, reference, batch, loss, risk)
+        optimizer.zero_grad()
+        value.backward()
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), optim.max_grad_norm)
+        optimizer.step()
+        curve.append((value.item(), norm.item()))
+    return {"root": root, "curve": curve, "policy": policy, "loss": loss, "risk": risk}
+
+
+@pytest.mark.parametrize(("zero_stage", "world_size", "micro_batch_size"), [(3, 2, 4), (3, 2, 2), (0, 2, 4), (3, 1, 8)])
+def test_follows_the_plain_loss_curve(
+    prepared: dict, tmp_path: Path, zero_stage: int, world_size: int, micro_batch_size: int
+) -> None:
+    """20 steps over two and a half epochs with a short last batch, with and without accumulation."""
+    if zero_stage == 0 and prepared["root"].name.endswith("1"):
+        pytest.skip("one tying is enough for stage 0")
+    rows = run_workers(
+        {
+            "model": str(prepared["root"] / "model"),
+            "reference": str(prepared["root"] / "reference"),
+            "num_pairs": PAIRS,
+            "steps": STEPS,
+            "batch_size": BATCH,
+            "micro_batch_size": micro_batch_size,
+            "optim": OPTIM | {"zero_stage": zero_stage},
+            "loss": prepared["loss"].model_dump(),
+            "risk": prepared["risk"].model_dump(),
+        },
+        world_size,
+        tmp_path / "run",
+    )
+    steps = [row for row in rows if row["split"] == "train"]
+    assert len(steps) == STEPS
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    for row, (loss, norm) in zip(steps, prepared["curve"], strict=True):
+        assert row["loss"] == pytest.approx(loss, abs=1e-4), f"step {row['step']}"
+        assert row["grad_norm"] == pytest.approx(norm, rel=2e-3), f"step {row['step']}"
+    assert steps[-1]["loss"] < 0.6, "it must have learnt something, or the comparison is empty"
+
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    for (name, ours), (_, theirs) in zip(saved.named_parameters(), prepared["policy"].named_parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=2e-3), name
+    validation = [row for row in rows if row["split"] == "validation"]
+    assert [row["step"] for row in validation] == [7, 14, 20]
+    assert validation[-1]["pairs"] == PAIRS

@@ -1,0 +1,69 @@
+"""The hidden tier gives the loss and the gradients of a live reference (fp32, 1e-5)."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from pipeline.config import LossConfig, RiskConfig
+from pipeline.reference.compute import reference_rows
+from pipeline.reference.reader import ReferenceReader
+from pipeline.reference.shards import HEAD_FILE, shard_path, write_shard
+from pipeline.training.policy import PolicyWithObjective
+from pipeline.training.preference import PreferenceTask
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "distributed"))
+import tiny
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("method", ["dpo", "ra_dpo1", "ra_dpo2"])
+@pytest.mark.parametrize("moved", [False, True], ids=["at the reference", "after training"])
+def test_loss_and_gradients_of_a_live_reference(tmp_path: Path, method: str, moved: bool) -> None:
+    tiny.save_model(tmp_path / "model")
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    if moved:
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for one, two in zip(policy.parameters(), plain.parameters(), strict=True):
+                noise = 0.03 * torch.randn_like(one)
+                one += noise
+                two += noise
+    pairs = tiny.random_pairs(6)
+    # Batches of the reference pass are composed differently from those of training.
+    rows = reference_rows(
+        reference, pairs, "hidden", pad_id=tiny.PAD, batch_tokens=100, block_bytes=1 << 20, device=CPU
+    )
+    write_shard(shard_path(tmp_path, "train", 0), rows[:4])
+    write_shard(shard_path(tmp_path, "train", 1), rows[4:])
+    save_file({"weight": reference.get_output_embeddings().weight.detach()}, tmp_path / HEAD_FILE)
+    reader = ReferenceReader(tmp_path, "train", pairs, device=CPU, dtype=torch.float32)
+    loss, risk = LossConfig(method=method), RiskConfig()
+    task = PreferenceTask(pairs, reader, loss, risk, tiny.PAD, 50_000)
+
+    order = [3, 0, None, 5, 1]
+    total, sums = PolicyWithObjective(policy)(task.collate(order), task)
+    (total / 4).backward()
+    expected = tiny.plain_loss(plain, reference, [pairs[row] for row in order if row is not None], loss, risk)
+    assert total.item() / 4 == pytest.approx(expected.item(), abs=1e-5)
+    metrics = dict(zip(task.metric_names, sums.tolist(), strict=True))
+    assert metrics["pairs"] == 4
+    if not moved:
+        assert total.item() / 4 == pytest.approx(math.log(2), abs=1e-5)
+        assert metrics["chosen_kl"] == pytest.approx(0, abs=1e-4)
+        # Where L is 0 everywhere a sort picks a tail by rounding; the convention (q = pi_ref) makes the
+        # gradient of the risk vanish, so that every method starts with the gradient of plain DPO.
+        loss = LossConfig(method="dpo")
+        expected = tiny.plain_loss(plain, reference, [pairs[row] for row in order if row is not None], loss, risk)
+    expected.backward()
+    for (name, ours), theirs in zip(policy.named_parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(ours.grad, theirs.grad, atol=1e-5), name
