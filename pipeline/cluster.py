@@ -8,7 +8,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,9 +206,9 @@ def _check_storage(storage: Path) -> None:
             node["NodeManagerAddress"]
             for node in nodes
             if not ray.get(
-                sees.options(
-                    scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                ).remote(str(probe))
+                sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                    str(probe)
+                )
             )
         ]
     finally:
@@ -228,6 +228,64 @@ def num_actors(config: ClusterConfig) -> int:
         for node in _nodes()
     )
     return max(1, min(config.max_actors, places))
+
+
+class _Host:
+    """A Ray actor around any object, which it builds in a call: Ray drops the cause of an error in a constructor."""
+
+    def start(self, hosted: type[Any], arguments: tuple[Any, ...]) -> None:
+        self._hosted = hosted(*arguments)
+
+    def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        return getattr(self._hosted, method)(*arguments)
+
+
+def map_over_actors(
+    hosted: type[Any],
+    arguments: tuple[Any, ...],
+    config: ClusterConfig,
+    calls: Sequence[tuple[str, tuple[Any, ...]]],
+    on_result: Callable[[Any], None],
+) -> list[Any]:
+    """Results of ``hosted(*arguments).method(*args)`` for every (method, args), in the order of the calls.
+
+    Only an actor that has started is given work, and one without further work gives its resources back at once:
+    two stages that share a small cluster would otherwise wait for each other's actors for ever.
+
+    Args:
+        on_result: called here with every result, in the order in which they arrive.
+
+    Raises:
+        PipelineError: what an actor raised for the user.
+        ClusterError: when an actor's process died.
+    """
+    import ray
+
+    with ray_errors():
+        remote = ray.remote(num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor)(_Host)
+        actors = [remote.remote() for _ in range(min(num_actors(config), len(calls)))]
+        try:
+            results: list[Any] = [None] * len(calls)
+            waiting = {actor.start.remote(hosted, arguments): (actor, -1) for actor in actors}
+            left = list(range(len(calls)))[::-1]
+            missing = len(calls)
+            while missing:
+                (ready,), _ = ray.wait(list(waiting))
+                actor, index = waiting.pop(ready)
+                result = ray.get(ready)
+                if index >= 0:
+                    results[index] = result
+                    missing -= 1
+                    on_result(result)
+                if left:
+                    index = left.pop()
+                    waiting[actor.call.remote(*calls[index])] = (actor, index)
+                else:
+                    ray.kill(actor)
+            return results
+        finally:
+            for actor in actors:
+                ray.kill(actor)
 
 
 @contextlib.contextmanager

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pipeline.cluster import num_actors, ray_errors
+from pipeline.cluster import map_over_actors
 from pipeline.config import RISK_METHODS, ClusterConfig, RunConfig
 from pipeline.data.tables import read_table, write_table
 from pipeline.progress import Report
 from pipeline.records import PairScores, PairTokens, PromptTokens, SampleRow, ScoredSample
-
-T = TypeVar("T")
 
 
 def _device(cluster: ClusterConfig) -> Any:
@@ -95,12 +94,12 @@ def run_sampling(run: RunConfig, model_dir: Path, tokens_dir: Path, out_dir: Pat
     prompts = read_table(tokens_dir / "prompts.parquet", PromptTokens)[: config.num_prompts]
     work = [(prompt, seed) for prompt in prompts for seed in config.seeds]
     batches = [work[start : start + config.batch_size] for start in range(0, len(work), config.batch_size)]
-    results = _map_over_actors(
+    results = map_over_actors(
         SamplingActor,
         (run.model_dump(mode="json"), str(model_dir)),
         run.cluster,
         [("sample", (batch,)) for batch in batches],
-        lambda done: report(done, len(batches), "batches"),
+        _counted(report, len(batches)),
     )
     rows = [row for batch in results for row in batch]
     write_table(out_dir / "samples.parquet", rows, SampleRow)
@@ -133,12 +132,12 @@ def run_evaluation(
         calls += [("samples", (model, [rows[i] for i in batch])) for batch in token_batches(lengths, budget)]
     lengths = [len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs]
     calls += [("pairs", ([pairs[i] for i in batch],)) for batch in token_batches(lengths, budget // 2)]
-    results = _map_over_actors(
+    results = map_over_actors(
         ScoringActor,
         (run.model_dump(mode="json"), str(reference_dir), str(policy_dir), prompt_set),
         run.cluster,
         calls,
-        lambda done: report(done, len(calls), "batches"),
+        _counted(report, len(calls)),
     )
     everything = [row for batch in results for row in batch]
     scored = sorted(
@@ -153,34 +152,6 @@ def run_evaluation(
     return evaluation
 
 
-def _map_over_actors(
-    actor_class: type[Any],
-    arguments: tuple[Any, ...],
-    cluster: ClusterConfig,
-    calls: list[tuple[str, tuple[Any, ...]]],
-    report: Callable[[int], None],
-) -> list[Any]:
-    """Results of ``actor.method(*args)`` for every call, in the order of the calls, over a pool of actors."""
-    import ray
-    from ray.util import ActorPool
-
-    with ray_errors():
-        remote = ray.remote(num_cpus=cluster.cpus_per_actor, num_gpus=cluster.gpus_per_actor)(actor_class)
-        actors = [remote.remote(*arguments) for _ in range(min(num_actors(cluster), len(calls)))]
-        try:
-            pool = ActorPool(actors)
-            return list(
-                _counted(
-                    pool.map(lambda actor, call: getattr(actor, call[0]).remote(*call[1]), calls),
-                    report,
-                )
-            )
-        finally:
-            for actor in actors:
-                ray.kill(actor)
-
-
-def _counted(results: Iterable[T], report: Callable[[int], None]) -> Iterable[T]:
-    for done, result in enumerate(results, start=1):
-        yield result
-        report(done)
+def _counted(report: Report, total: int) -> Callable[[Any], None]:
+    done = itertools.count(1)
+    return lambda result: report(next(done), total, "batches")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster import num_actors, ray_errors
+from pipeline.cluster import map_over_actors
 from pipeline.config import RunConfig
 from pipeline.progress import Report
 from pipeline.reference.shards import HEAD_FILE, shard_path, write_shard
@@ -84,31 +84,23 @@ def run_reference(run: RunConfig, model_dir: Path, tokens_dir: Path, out_dir: Pa
     Which actor computes a shard never matters: a shard's content is a pure function of its rows and the model.
     """
     import pyarrow.parquet as pq
-    import ray
-    from ray.util import ActorPool
 
-    cluster = run.cluster
     per_shard = run.reference.rows_per_shard
     counts = {split: pq.read_metadata(tokens_dir / f"{split}.parquet").num_rows for split in SPLITS_NEEDED}
-    work = [(split, index) for split, count in counts.items() for index in range(-(-count // per_shard))]
     total = sum(counts.values())
-    with ray_errors():
-        actor = ray.remote(num_cpus=cluster.cpus_per_actor, num_gpus=cluster.gpus_per_actor)(ReferenceActor)
-        actors = [
-            actor.remote(run.model_dump(mode="json"), str(model_dir))
-            for _ in range(min(num_actors(cluster), len(work)))
-        ]
-        try:
-            done = 0
-            results = ActorPool(actors).map_unordered(
-                lambda a, item: a.compute.remote(str(tokens_dir), item[0], item[1], str(out_dir)), work
-            )
-            for rows in results:
-                done += rows
-                report(done, total, "pairs")
-            if run.reference.tier == "hidden":
-                ray.get(actors[0].write_head.remote(str(out_dir)))
-        finally:
-            for handle in actors:
-                ray.kill(handle)
+    calls: list[tuple[str, tuple[Any, ...]]] = [
+        ("compute", (str(tokens_dir), split, index, str(out_dir)))
+        for split, count in counts.items()
+        for index in range(-(-count // per_shard))
+    ]
+    if run.reference.tier == "hidden":
+        calls.append(("write_head", (str(out_dir),)))
+    done = 0
+
+    def on_result(rows: int | None) -> None:
+        nonlocal done
+        done += rows or 0
+        report(done, total, "pairs")
+
+    map_over_actors(ReferenceActor, (run.model_dump(mode="json"), str(model_dir)), run.cluster, calls, on_result)
     return done
