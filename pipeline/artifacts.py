@@ -59,24 +59,27 @@ class Store:
 
     Args:
         root: a directory, or a URL that fsspec understands.
+        create: make the root's directories, and sweep what killed jobs left there. Without it nothing is written,
+            and all that works is to look (`exists`, `list`, `manifest`, `open`, `free_bytes`).
 
     Raises:
-        ArtifactError: when the root cannot be written.
+        ArtifactError: when the root cannot be written (or, without ``create``, could not be).
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, *, create: bool = True) -> None:
         self._fs, base = fsspec.core.url_to_fs(root)
         self._base = base.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
         self.root = root
+        self._staging_root = Path(self._at("staging")) if self._local else Path(tempfile.mkdtemp(prefix="ra-dpo-"))
         with _explained(f"storage {root!r} cannot be written"):
-            self._fs.makedirs(self._at("artifacts"), exist_ok=True)
-            if self._local:
-                self._staging_root = Path(self._at("staging"))
-                self._staging_root.mkdir(parents=True, exist_ok=True)
-                self._sweep_staging()
-            else:
-                self._staging_root = Path(tempfile.mkdtemp(prefix="ra-dpo-"))
+            if create:
+                self._fs.makedirs(self._at("artifacts"), exist_ok=True)
+                if self._local:
+                    self._staging_root.mkdir(parents=True, exist_ok=True)
+                    self._sweep_staging()
+            elif self._local:
+                _require_writable(_existing(Path(self._base)))
 
     def _at(self, *parts: str) -> str:
         return "/".join((self._base, *parts))
@@ -87,13 +90,24 @@ class Store:
 
     def free_bytes(self) -> int | None:
         """Free space where artefacts are written; None for a remote store."""
-        return shutil.disk_usage(self._base).free if self._local else None
+        return shutil.disk_usage(_existing(Path(self._base))).free if self._local else None
 
     # -- artefacts -----------------------------------------------------------------------------------------
 
     def exists(self, stage: str, key: str) -> bool:
         """Whether the artefact is committed (nothing is verified)."""
         return bool(self._fs.exists(f"{self.location(stage, key)}/{MANIFEST}"))
+
+    def manifest(self, stage: str, key: str) -> Mapping[str, Any] | None:
+        """The manifest of a committed artefact (``seconds``, ``info``, ``files``), or None; files are not verified.
+
+        Raises:
+            ArtifactError: when the manifest cannot be read.
+        """
+        if not self.exists(stage, key):
+            return None
+        location = self.location(stage, key)
+        return _parse_manifest(self._fs.cat_file(f"{location}/{MANIFEST}"), location)
 
     def list(self, stage: str) -> list[str]:
         """Keys of the committed artefacts of a stage."""
@@ -248,16 +262,31 @@ class Store:
         return self.put_if_absent(f"pointers/{name}/{expected_generation + 1:08d}", data)
 
 
-def _read_manifest(directory: Path) -> dict[str, Any]:
-    path = directory / MANIFEST
+def _read_manifest(directory: Path) -> Mapping[str, Any]:
+    return _parse_manifest((directory / MANIFEST).read_bytes(), str(directory))
+
+
+def _parse_manifest(data: bytes, location: str) -> Mapping[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
+        manifest: dict[str, Any] = json.loads(data)
         manifest["files"], manifest["seconds"], manifest["info"]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
-            f"artefact {directory} is damaged: {MANIFEST} cannot be read; remove the directory"
+            f"artefact {location} is damaged: {MANIFEST} cannot be read; remove the directory"
         ) from error
     return manifest
+
+
+def _existing(path: Path) -> Path:
+    """``path``, or the nearest directory above it that is there."""
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def _require_writable(place: Path) -> None:
+    if not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
 
 
 def _fsync(path: Path) -> None:

@@ -78,6 +78,8 @@ def connected(config: ClusterConfig, storage: Path) -> Iterator[str]:
         gpus = ray.cluster_resources().get("GPU", 0)
         yield f"{described}: {len(_nodes())} node(s), {cpus:g} CPUs, {gpus:g} GPUs"
     finally:
+        if config.autoscaling:
+            _release_request()
         ray.shutdown()
 
 
@@ -91,10 +93,10 @@ def _running_here() -> str | None:
     """Address of a cluster that ``ray start`` made on this machine and that still answers."""
     from ray._common.utils import get_ray_address_file
 
-    path = Path(get_ray_address_file(None))
-    if not path.is_file():
-        return None
-    address = path.read_text().strip()
+    try:
+        address = Path(get_ray_address_file(None)).read_text().strip()
+    except OSError:
+        return None  # nobody started one here, or somebody whose files are not ours to read
     return address if address and _answers(address) else None
 
 
@@ -103,7 +105,7 @@ def _answers(address: str) -> bool:
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S):
             return True
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError):
         return False
 
 
@@ -147,14 +149,25 @@ def _await_resources(config: ClusterConfig) -> None:
         if not requested:
             from ray.autoscaler.sdk import request_resources
 
-            bundle = {k: v for k, v in (("CPU", config.cpus_per_worker), ("GPU", config.gpus_per_worker)) if v}
-            request_resources(bundles=[bundle] * config.num_workers)
+            worker = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+            bundles = [worker] * config.num_workers
+            if any(actor[kind] > worker[kind] for kind in actor):
+                bundles.append(dict(actor))  # workers leave no place for it
+            request_resources(bundles=[{kind: value for kind, value in b.items() if value} for b in bundles])
             requested = True
         if time.monotonic() > deadline:
             raise ClusterError(
                 f"{problem}, and the cluster did not grow within cluster.resource_wait_s = {config.resource_wait_s:g} s"
             )
         time.sleep(_POLL_S)
+
+
+def _release_request() -> None:
+    """Withdraw the request for resources, which would keep the grown cluster at its size for ever."""
+    from ray.autoscaler.sdk import request_resources
+
+    with contextlib.suppress(Exception):  # the cluster may be gone, and with it the request
+        request_resources(num_cpus=0)
 
 
 def shortage(
@@ -322,7 +335,12 @@ def _innermost(error: BaseException) -> BaseException:
             if isinstance(inner, BaseException):
                 waiting.append(inner)
     root = seen[-1]
-    if isinstance(root, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError):
+    lost = ray.exceptions
+    if isinstance(root, lost.OutOfMemoryError):
+        return ClusterError(
+            f"a worker ran out of memory: {_first_line(root)}; lower the batch sizes or train.head_block_bytes"
+        )
+    if isinstance(root, lost.RayActorError | lost.WorkerCrashedError | lost.NodeDiedError | lost.ObjectLostError):
         return ClusterError(f"a worker process died: {_first_line(root)}; run the same command again to go on")
     return root
 

@@ -86,4 +86,8 @@ def _publish(
 
 
 def _describe(request: JobRequest, storage: Path) -> int:
+    from pipeline.align import AlignmentRun
+    from pipeline.describe import describe
+
+    describe(request.run, AlignmentRun(request.recipe, request.run, storage).planned, storage)
     return 0

@@ -1,0 +1,134 @@
+"""A dry run: the resolved run, its stages and what it will cost, printed without Ray and without writing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console as RichConsole
+from rich.table import Table
+
+from pipeline.artifacts import Store
+from pipeline.config import RunConfig
+from pipeline.console import duration
+from pipeline.errors import ArtifactError
+from pipeline.graph import PlannedStage
+from pipeline.plan import TIERS, Cost, Work, bytes_text, cost, refusal
+from pipeline.recipes import resolved_yaml
+from pipeline.records import SPLITS
+from pipeline.survey import model_directory, model_shape, token_counts
+
+_PLAIN_WIDTH = 140
+"""Columns of a table in a file or a pipe, wide enough that nothing is folded."""
+_SHORT_KEY = 8
+_UNKNOWN = "not known before the data set is read from the hub"
+
+
+def describe(run: RunConfig, planned: Mapping[str, PlannedStage], storage: Path, stream: TextIO | None = None) -> None:
+    """Print the run as YAML, its stages and its cost to ``stream`` (default: stdout).
+
+    ``planned`` are the stages with their keys. Nothing is created, the storage included.
+
+    Raises:
+        PipelineError: for data, a model or a storage that the run itself would refuse.
+        ArtifactError: when the run clearly does not fit on the disk (after everything is printed).
+    """
+    console = _console(stream)
+    console.print(resolved_yaml(run), soft_wrap=True)
+    store = Store(str(storage), create=False)
+    seconds = {name: _seconds(store, name, item.key) for name, item in planned.items()}
+    console.print(_stage_table(planned, seconds))
+    to_do = [name for name, known in seconds.items() if known is None]
+    console.print(f"\n{len(to_do)} of {len(planned)} stages to do, storage {storage}\n", soft_wrap=True)
+
+    directory = model_directory(run.model, planned, store)
+    shape = model_shape(run.model, directory)
+    costs = cost(run, token_counts(run, planned, store, directory), shape, to_do)
+    free = store.free_bytes()
+    console.print(_cost_table(run, costs, free))
+    problem = None if free is None else refusal(costs, run, free, str(storage))
+    if problem:
+        raise ArtifactError(problem)
+
+
+def _console(stream: TextIO | None) -> RichConsole:
+    stream = sys.stdout if stream is None else stream
+    width = None if stream.isatty() else _PLAIN_WIDTH
+    return RichConsole(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def _seconds(store: Store, stage: str, key: str) -> float | None:
+    """How long a committed stage took; None for one to do, which a damaged one is."""
+    try:
+        manifest = store.manifest(stage, key)
+    except ArtifactError:
+        return None
+    return None if manifest is None else float(manifest["seconds"])
+
+
+def _stage_table(planned: Mapping[str, PlannedStage], seconds: Mapping[str, float | None]) -> Table:
+    table = _table("stage", "inputs", "key", "state")
+    for name, item in planned.items():
+        known = seconds[name]
+        state = "to do" if known is None else f"done ({duration(known)})"
+        style = None if known is None else "dim"
+        table.add_row(name, ", ".join(item.stage.inputs) or "-", item.key[:_SHORT_KEY], state, style=style)
+    return table
+
+
+def _cost_table(run: RunConfig, costs: Cost, free_bytes: int | None) -> Table:
+    table = _table("cost", "amount", "how it is known")
+    if costs.work is None:
+        table.add_row("pairs, tokens, reference cache, steps, samples", "unknown", _UNKNOWN)
+    else:
+        _add_work(table, run, costs, costs.work)
+    model, about = costs.model, "" if costs.model.exact else "about "
+    table.add_row("model parameters", f"{about}{model.parameters:,}", model.basis)
+    table.add_row(
+        "one checkpoint", about + bytes_text(costs.checkpoint_bytes), f"{costs.checkpoints_to_write} to write"
+    )
+    about = "" if costs.exact else "about "
+    lacking = "" if costs.work else ", without the reference cache"
+    table.add_row(
+        "still to write", about + bytes_text(costs.to_write_bytes), f"reference cache and checkpoints to do{lacking}"
+    )
+    if free_bytes is not None:
+        table.add_row("free at the storage", bytes_text(free_bytes), "now")
+    return table
+
+
+def _add_work(table: Table, run: RunConfig, costs: Cost, work: Work) -> None:
+    counts = work.counts
+    about = "" if counts.exact else "about "
+    pairs = ", ".join(f"{name} {counts.pairs[name]:,}" for name in SPLITS)
+    pair_tokens = sum(counts.prompt_tokens[name] + counts.response_tokens[name] for name in SPLITS)
+    table.add_row("preference pairs", about + pairs, counts.basis)
+    table.add_row("fine-tuning texts", f"{about}{counts.texts:,}", "")
+    table.add_row("tokens in pairs", f"{about}{pair_tokens:,}", "")
+    table.add_row("tokens in texts", f"{about}{counts.text_tokens:,}", "")
+    for tier in sorted(TIERS, key=lambda one: one != run.reference.tier):
+        chosen = "this run's tier" if tier == run.reference.tier else "the other tier"
+        size = ("" if costs.exact or (tier == "scalar" and counts.exact) else "about ") + bytes_text(
+            work.reference_bytes[tier]
+        )
+        table.add_row(f"reference cache, {tier}", size, chosen)
+    if run.sft.enabled:
+        exact = work.sft_steps_exact
+        known = "the budget" if exact else f"for a budget of {run.sft.tokens:,} tokens"
+        table.add_row("fine-tuning steps", ("" if exact else "about ") + f"{work.sft_steps:,}", known)
+    table.add_row("alignment steps", f"{about}{work.align_steps:,}", f"{run.train.batch_size} pairs a step")
+    prompts = work.samples_per_model // len(run.evaluation.seeds)
+    table.add_row(
+        "samples",
+        f"{about}{2 * work.samples_per_model:,}",
+        f"2 models x {prompts:,} prompts x {len(run.evaluation.seeds)} seeds",
+    )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
