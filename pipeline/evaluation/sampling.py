@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor
 
 from pipeline.config import EvaluationConfig
 from pipeline.records import PromptTokens, SampleRow
@@ -55,6 +55,9 @@ def sample_batch(
         ids[row, width - len(prompt.prompt_ids) :] = torch.tensor(prompt.prompt_ids)
         attention[row, width - len(prompt.prompt_ids) :] = 1
     noise = SeededGumbel([row_seed(prompt.prompt_id, seed) for prompt, seed in batch], config.temperature)
+    # What a model's directory says about generating (penalties, suppressed tokens) would change the distribution, and
+    # differently so for a policy saved without it.
+    model.generation_config = GenerationConfig()
     output = model.generate(  # type: ignore[operator]
         input_ids=ids.to(device),
         attention_mask=attention.to(device),
