@@ -27,13 +27,14 @@ def load_model(path: Path, dtype: torch.dtype) -> nn.Module:
     Raises:
         ModelError: when transformers cannot load it as a causal language model, or leaves weights uninitialised.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"cannot load a causal language model from {path}: {_first_line(error)}") from error
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])
@@ -63,16 +64,29 @@ def load_tokenizer(path: Path) -> Any:
 
 
 def context_tokens(path: Path) -> int:
-    """Longest sequence the model accepts (``max_position_embeddings``), from its config.json alone."""
+    """Longest sequence the model accepts (``max_position_embeddings``), from its config.json alone.
+
+    Raises:
+        ModelError: when transformers does not know the model that config.json describes.
+    """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot read the model configuration in {path}: {_first_line(error)}") from error
     return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
 
 
 def output_head(model: nn.Module) -> Head:
-    """The output head of a causal language model (tied to the embeddings or not)."""
+    """The output head of a causal language model (tied to the embeddings or not).
+
+    Raises:
+        ModelError: when the model has none.
+    """
     linear = model.get_output_embeddings()  # type: ignore[operator]
+    if linear is None:
+        raise ModelError(f"{type(model).__name__} has no output head over a vocabulary; use a causal language model")
     return Head(linear.weight, getattr(linear, "bias", None))
 
 
@@ -97,7 +111,9 @@ def check_head(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> N
     rebuilt = nn.functional.linear(hidden, head.weight, head.bias).float()
     logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits.float()
     error = "shapes differ"
-    if rebuilt.shape == logits.shape:
+    if getattr(model.config.get_text_config(), "final_logit_softcapping", None):  # type: ignore[union-attr, operator]
+        error = "its configuration sets final_logit_softcapping"  # rounding hides a cap while logits are small
+    elif rebuilt.shape == logits.shape:
         tolerance = 1e-4 if hidden.dtype == torch.float32 else 3e-2
         worst = (rebuilt - logits).abs().max().item() / (1 + logits.abs().max().item())
         if worst <= tolerance:
