@@ -21,6 +21,10 @@ from pipeline.risk.head import Head
 class ReferenceReader:
     """What the reference says about the pairs of one split.
 
+    Args:
+        device: where the head is put.
+        dtype: of the head and the hidden states.
+
     Raises:
         ArtifactError: when a pair is not in the artefact, or was computed for other tokens.
     """
@@ -29,6 +33,7 @@ class ReferenceReader:
         self, directory: Path, split: str, pairs: Sequence[PairTokens], *, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.head: Head | None = None
+        self._dtype = dtype
         if (directory / HEAD_FILE).is_file():
             tensors = {name: tensor.to(device, dtype) for name, tensor in load_file(directory / HEAD_FILE).items()}
             self.head = Head(tensors["weight"], tensors.get("bias"))
@@ -64,8 +69,9 @@ class ReferenceReader:
         return chosen, rejected
 
     def hidden(self, row_id: str) -> tuple[Tensor, Tensor]:
-        """Final hidden states at the response positions: ``[T_chosen, d]``, ``[T_rejected, d]``, on CPU."""
+        """Final hidden states at the response positions: ``[T_chosen, d]``, ``[T_rejected, d]``, on CPU, in the dtype
+        of the head (an actor without a GPU may have computed them in another one)."""
         shard, row = self._where[row_id]
         start, middle, end = self._offsets[shard][2 * row : 2 * row + 3].tolist()
-        both = self._files[shard].get_slice("hidden")[start:end]
+        both = self._files[shard].get_slice("hidden")[start:end].to(self._dtype)
         return both[: middle - start], both[middle - start :]

@@ -72,7 +72,7 @@ class PreferenceTask:
         if (head := self._reference.head) is not None:
             hidden = [self._reference.hidden(pair.row_id) for pair in pairs if pair is not None]
             rows_in_order = [chosen for chosen, _ in hidden] + [rejected for _, rejected in hidden]
-            empty = head.weight.new_empty((0, head.weight.shape[1]))
+            empty = torch.empty((0, head.weight.shape[1]), dtype=head.weight.dtype)  # on CPU, as all of a batch
             batch["ref_hidden"] = torch.cat([*rows_in_order, empty])
         return batch
 
