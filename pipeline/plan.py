@@ -87,10 +87,16 @@ class Cost:
     """Weights of one saved model, in the dtype that is trained."""
     checkpoints_to_write: int
     """Models that the stages still to do will save."""
-    to_write_bytes: int
-    """Reference artefact and models that are still to be made. Tables and the report are small beside them."""
+    models_to_write_bytes: int
+    reference_to_write_bytes: int
+    """The reference artefact, 0 when it is committed (or nothing is known about the data)."""
     work: Work | None
     """None while nothing is known about the data (a hub data set that was never read)."""
+
+    @property
+    def to_write_bytes(self) -> int:
+        """What the stages still to do will store. Tables and the report are small beside it and left out."""
+        return self.models_to_write_bytes + self.reference_to_write_bytes
 
     @property
     def exact(self) -> bool:
@@ -102,14 +108,15 @@ def cost(run: RunConfig, counts: TokenCounts | None, model: ModelShape, to_do: C
     """The cost of a run of which the stages named in ``to_do`` are not committed yet."""
     work = None if counts is None else _work(run, counts, model)
     weights = model.parameters * dtype_bytes(run.model.dtype, run.cluster.gpus_per_worker > 0)
-    to_write = {"sft": weights, "align": weights, "base": model.parameters * _FLOAT32_BYTES}
-    models = [stage for stage in to_write if stage in to_do]
-    to_write["reference"] = 0 if work is None else work.reference_bytes[run.reference.tier]
+    sizes = {"base": model.parameters * _FLOAT32_BYTES, "sft": weights, "align": weights}
+    models = [size for stage, size in sizes.items() if stage in to_do]
+    caches: Mapping[Tier, int] = {} if work is None or "reference" not in to_do else work.reference_bytes
     return Cost(
         model=model,
         checkpoint_bytes=weights,
         checkpoints_to_write=len(models),
-        to_write_bytes=sum(size for stage, size in to_write.items() if stage in to_do),
+        models_to_write_bytes=sum(models),
+        reference_to_write_bytes=caches.get(run.reference.tier, 0),
         work=work,
     )
 
@@ -195,14 +202,15 @@ def refusal(costs: Cost, run: RunConfig, free_bytes: int, storage: str) -> str |
     if costs.to_write_bytes <= free_bytes * (1 if costs.exact else _ESTIMATE_MARGIN):
         return None
     remedies = ["free some space", "set --storage to another disk"]
-    if costs.work is not None and costs.work.reference_bytes[run.reference.tier] > free_bytes:
+    if costs.reference_to_write_bytes > free_bytes:
         remedies.append("lower --data.max_train_pairs")
         if run.reference.tier == "hidden":
             remedies.append("set --reference.tier scalar with --loss.method dpo")
     about = "" if costs.exact else "about "
     return (
         f"storage {storage} has {bytes_text(free_bytes)} free, but the run would write {about}"
-        f"{bytes_text(costs.to_write_bytes)} (reference cache and models): {', '.join(remedies[:-1])}, or {remedies[-1]}"
+        f"{bytes_text(costs.to_write_bytes)} (reference cache {bytes_text(costs.reference_to_write_bytes)}, models "
+        f"{bytes_text(costs.models_to_write_bytes)}): {', '.join(remedies[:-1])}, or {remedies[-1]}"
     )
 
 
