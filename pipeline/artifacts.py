@@ -9,6 +9,7 @@ stage, commit, open and verify, list, put-if-absent, compare-and-swap. On a loca
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import json
@@ -67,11 +68,19 @@ class Store:
     """
 
     def __init__(self, root: str, *, create: bool = True) -> None:
-        self._fs, base = fsspec.core.url_to_fs(root)
+        try:
+            # Another job may write at any time: no listing is remembered.
+            self._fs, base = fsspec.core.url_to_fs(root, use_listings_cache=False)
+        except (ValueError, ImportError) as error:
+            raise ArtifactError(f"storage {root!r} cannot be used: {error}; set --storage to a directory") from error
         self._base = base.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
         self.root = root
-        self._staging_root = Path(self._at("staging")) if self._local else Path(tempfile.mkdtemp(prefix="ra-dpo-"))
+        if self._local:
+            self._staging_root = Path(self._at("staging"))
+        else:
+            self._staging_root = Path(tempfile.mkdtemp(prefix="ra-dpo-"))
+            atexit.register(shutil.rmtree, self._staging_root, ignore_errors=True)
         with _explained(f"storage {root!r} cannot be written"):
             if create:
                 self._fs.makedirs(self._at("artifacts"), exist_ok=True)
@@ -104,15 +113,22 @@ class Store:
         Raises:
             ArtifactError: when the manifest cannot be read.
         """
-        if not self.exists(stage, key):
-            return None
         location = self.location(stage, key)
-        return _parse_manifest(self._fs.cat_file(f"{location}/{MANIFEST}"), location)
+        try:
+            data = self._fs.cat_file(f"{location}/{MANIFEST}")
+        except FileNotFoundError:
+            return None
+        return _parse_manifest(data, location)
 
     def list(self, stage: str) -> list[str]:
         """Keys of the committed artefacts of a stage."""
-        found = self._fs.glob(self._at("artifacts", stage, "*", MANIFEST))
-        return sorted(path.rsplit("/", 2)[1] for path in found)
+        return sorted(key for key in self._names("artifacts", stage) if self.exists(stage, key))
+
+    def _names(self, *parts: str) -> Iterator[str]:
+        """What lies directly below a directory; nothing when there is no such directory."""
+        with contextlib.suppress(FileNotFoundError):
+            for path in self._fs.ls(self._at(*parts), detail=False):
+                yield path.rstrip("/").rsplit("/", 1)[1]
 
     def open(self, stage: str, key: str) -> Artifact:
         """Verify size and sha256 of every file and return the artefact.
@@ -121,32 +137,63 @@ class Store:
             KeyError: when there is no such artefact.
             ArtifactError: when a file is missing or its content differs from the manifest.
         """
-        if not self.exists(stage, key):
+        manifest = self.manifest(stage, key)
+        if manifest is None:
             raise KeyError(f"{stage}/{key}")
         location = self.location(stage, key)
-        local = Path(location)
-        if not self._local:
-            local = self._staging_root / f"open-{stage}-{key}"
-            if not local.exists():
-                self._fs.get(location, str(local), recursive=True)
-        manifest = _read_manifest(local)
+        local = Path(location) if self._local else self._copy(location, manifest)
         for name, expected in manifest["files"].items():
             path = local / name
-            if not path.is_file():
-                raise ArtifactError(f"artefact {location} is damaged: {name} is missing; remove the directory")
-            if path.stat().st_size != expected["bytes"] or digest_file(path) != expected["sha256"]:
+            try:
+                same = path.stat().st_size == expected["bytes"] and digest_file(path) == expected["sha256"]
+            except OSError as error:
+                why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+                raise ArtifactError(f"artefact {location} is damaged: {name} {why}; remove the directory") from error
+            if not same:
                 raise ArtifactError(
                     f"artefact {location} is damaged: {name} differs from its manifest; remove the directory"
                 )
         return Artifact(stage, key, local, manifest["seconds"], manifest["info"])
 
+    def _copy(self, location: str, manifest: Mapping[str, Any]) -> Path:
+        """A fresh local copy of a remote artefact's files."""
+        local = self._staging_root / f"open-{uuid.uuid4().hex}"
+        local.mkdir()
+        directory = manifest.get("directory", "")  # none in an artefact that was copied from a local store
+        for name in manifest["files"]:
+            (local / name).parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.get_file("/".join(filter(None, (location, directory, name))), str(local / name))
+        return local
+
     def discard(self, stage: str, key: str) -> None:
-        """Remove an artefact (a damaged one, so that it can be made again); the manifest goes first."""
+        """Remove an artefact (a damaged one, so that it can be made again); it disappears at once."""
         location = self.location(stage, key)
         with contextlib.suppress(FileNotFoundError):
-            self._fs.rm(f"{location}/{MANIFEST}")
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm(location, recursive=True)
+            if self._local:
+                self._move_away(Path(location))
+            else:
+                self._fs.rm(f"{location}/{MANIFEST}")
+                self._fs.rm(location, recursive=True)
+
+    def _move_away(self, directory: Path) -> None:
+        with self._scratch(f"discarded-{directory.name[:12]}") as path:
+            directory.rename(path)
+
+    @contextlib.contextmanager
+    def _scratch(self, name: str) -> Iterator[Path]:
+        """A path to make a directory at, removed at the end, or by a later job when this one is killed."""
+        path = self._staging_root / f"{name}-{uuid.uuid4().hex[:8]}"
+        lock_path = Path(f"{path}.lock")
+        try:
+            # The lock tells a later job that the directory is in use; the kernel drops it when the process dies.
+            with FileLock(lock_path):
+                try:
+                    yield path
+                finally:
+                    shutil.rmtree(path, ignore_errors=True)
+        finally:
+            lock_path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def stage(self, stage: str, key: str, description: Mapping[str, Any]) -> Iterator[Staging]:
@@ -158,30 +205,26 @@ class Store:
         Args:
             description: what the key was made of, kept in the manifest for the reader.
         """
-        name = f"{stage}-{key[:12]}-{uuid.uuid4().hex[:8]}"
-        path = self._staging_root / name
         started = time.monotonic()
-        # The lock tells a later job that this directory is in use; the kernel drops it when the process dies.
-        with FileLock(f"{path}.lock"):
-            try:
-                with _explained(f"storage {self.root!r} cannot be written"):
-                    path.mkdir(parents=True)
-                    staging = Staging(path, {})
-                    yield staging
-                    seconds = time.monotonic() - started
-                    self._commit(stage, key, staging, description, seconds)
-            finally:
-                shutil.rmtree(path, ignore_errors=True)
-        Path(f"{path}.lock").unlink(missing_ok=True)
+        what = f"storage {self.root!r} cannot be written"
+        with _explained(what, within=self._staging_root), self._scratch(f"{stage}-{key[:12]}") as path:
+            path.mkdir(parents=True)
+            staging = Staging(path, {})
+            yield staging
+            with _explained(what):
+                self._commit(stage, key, staging, description, time.monotonic() - started)
 
     def _commit(self, stage: str, key: str, staging: Staging, description: Mapping[str, Any], seconds: float) -> None:
         files = sorted(path for path in staging.path.rglob("*") if path.is_file())
+        # A remote store has no rename: each writer has a directory of its own, and the manifest says whose counts.
+        directory = f"files-{uuid.uuid4().hex[:8]}"
         manifest = {
             "stage": stage,
             "key": key,
             "made_from": description,
             "seconds": round(seconds, 3),
             "info": staging.info,
+            **({} if self._local else {"directory": directory}),
             "files": {
                 str(path.relative_to(staging.path)): {"bytes": path.stat().st_size, "sha256": digest_file(path)}
                 for path in files
@@ -191,24 +234,37 @@ class Store:
         location = self.location(stage, key)
         if not self._local:
             for path in files:
-                self._fs.put_file(str(path), f"{location}/{path.relative_to(staging.path)}")
-            self.put_if_absent(f"artifacts/{stage}/{key}/{MANIFEST}", text)
+                target = f"{location}/{directory}/{path.relative_to(staging.path)}"
+                self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+                self._fs.put_file(str(path), target)
+            if not self.put_if_absent(f"artifacts/{stage}/{key}/{MANIFEST}", text) and files:
+                self._fs.rm(f"{location}/{directory}", recursive=True)
             return
         (staging.path / MANIFEST).write_bytes(text)
         for path in (*files, staging.path / MANIFEST):
             _fsync(path)
-        for directory in {path.parent for path in files} | {staging.path}:
-            _fsync(directory)
+        for inside in (staging.path, *(path for path in staging.path.rglob("*") if path.is_dir())):
+            _fsync(inside)
         final = Path(location)
         final.parent.mkdir(parents=True, exist_ok=True)
-        if final.exists() and not self.exists(stage, key):
-            shutil.rmtree(final)
         try:
-            staging.path.rename(final)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
+            self._rename(staging.path, final)
+        except FileExistsError:
+            if self.exists(stage, key):
+                return
+            self._move_away(final)  # it lost its manifest, so it is no artefact
+            self._rename(staging.path, final)
         _fsync(final.parent)
+        _fsync(final.parent.parent)
+
+    @staticmethod
+    def _rename(source: Path, target: Path) -> None:
+        try:
+            source.rename(target)
+        except OSError as error:
+            if error.errno == errno.ENOTEMPTY:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+            raise
 
     def _sweep_staging(self) -> None:
         """Remove what killed jobs left behind: staging directories whose lock nobody holds."""
@@ -223,33 +279,22 @@ class Store:
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Write ``data`` under ``name`` unless it is there already; true when this call wrote it. Atomic."""
         path = self._at(name)
-        self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-        if not self._local:
+        with _explained(f"storage {self.root!r} cannot be written"):
+            self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            if self._local:
+                return _link_if_absent(Path(path), data)
             try:
                 self._fs.pipe_file(path, data, mode="create")
             except FileExistsError:
                 return False
             return True
-        # A hard link appears with its whole content, where an exclusive open could be left torn by a crash.
-        temporary = Path(f"{path}.{uuid.uuid4().hex[:8]}.tmp")
-        temporary.write_bytes(data)
-        _fsync(temporary)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink()
-        _fsync(Path(path).parent)
-        return True
 
     def read_pointer(self, name: str) -> tuple[int, bytes | None]:
         """Newest generation of a pointer and its content; (0, None) when it was never set."""
-        found = self._fs.glob(self._at("pointers", name, "[0-9]*"))
-        generations = sorted(int(path.rsplit("/", 1)[1]) for path in found if path.rsplit("/", 1)[1].isdigit())
-        if not generations:
+        newest = max((int(found) for found in self._names("pointers", name) if found.isdigit()), default=0)
+        if newest == 0:
             return 0, None
-        return generations[-1], self._fs.cat_file(self._at("pointers", name, f"{generations[-1]:08d}"))
+        return newest, self._fs.cat_file(self._at("pointers", name, f"{newest:08d}"))
 
     def compare_and_swap(self, name: str, expected_generation: int, data: bytes) -> bool:
         """Move a pointer from ``expected_generation`` to the next one; false when somebody was faster.
@@ -262,15 +307,13 @@ class Store:
         return self.put_if_absent(f"pointers/{name}/{expected_generation + 1:08d}", data)
 
 
-def _read_manifest(directory: Path) -> Mapping[str, Any]:
-    return _parse_manifest((directory / MANIFEST).read_bytes(), str(directory))
-
-
 def _parse_manifest(data: bytes, location: str) -> Mapping[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(data)
-        manifest["files"], manifest["seconds"], manifest["info"]
-    except (ValueError, KeyError, TypeError) as error:
+        manifest["seconds"], manifest["info"]
+        for expected in manifest["files"].values():
+            expected["bytes"], expected["sha256"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"artefact {location} is damaged: {MANIFEST} cannot be read; remove the directory"
         ) from error
@@ -297,18 +340,44 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _link_if_absent(path: Path, data: bytes) -> bool:
+    """A hard link appears with its whole content, where an exclusive open could be left torn by a crash."""
+    temporary = Path(f"{path}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.write_bytes(data)
+        _fsync(temporary)
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    _fsync(path.parent)
+    return True
+
+
 @contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turn the operating system's refusals into one message with a remedy."""
+def _explained(what: str, within: Path | None = None) -> Iterator[None]:
+    """Turn the operating system's refusals into one message with a remedy.
+
+    Args:
+        within: explain only what concerns a path below this one; a full disk may also come without any path.
+    """
     try:
         yield
     except ArtifactError:
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if within is not None and not _concerns(error, within) and not (full and error.filename is None):
+            raise
+        if full:
             raise ArtifactError(
                 f"{what}: the disk is full; free some space or set --storage to another disk"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise ArtifactError(f"{what}: {error.strerror}; set --storage to a directory you may write") from error
         raise
+
+
+def _concerns(error: OSError, directory: Path) -> bool:
+    return isinstance(error.filename, str | os.PathLike) and Path(error.filename).is_relative_to(directory)
