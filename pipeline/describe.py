@@ -35,9 +35,9 @@ def describe(run: RunConfig, planned: Mapping[str, PlannedStage], storage: Path,
         PipelineError: for data, a model or a storage that the run itself would refuse.
         ArtifactError: when the run clearly does not fit on the disk (after everything is printed).
     """
+    store = Store(str(storage), create=False)
     console = _console(stream)
     console.print(resolved_yaml(run), soft_wrap=True)
-    store = Store(str(storage), create=False)
     seconds = {name: _seconds(store, name, item.key) for name, item in planned.items()}
     console.print(_stage_table(planned, seconds))
     to_do = [name for name, known in seconds.items() if known is None]

@@ -1,0 +1,182 @@
+"""``--dry-run`` as a person meets it: the real command, on storages that are new, half done, or unusable."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.align import AlignmentRun
+from pipeline.artifacts import Store
+from pipeline.console import Console
+from pipeline.describe import describe
+from pipeline.graph import execute
+from pipeline.recipes import load_recipe, resolve
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = (
+    *("data", "base", "tokens", "sft", "reference"),
+    *("sample_reference", "align", "sample_policy", "evaluate", "report"),
+)
+SMALL = {
+    "data.max_train_pairs": 50,
+    "data.max_validation_pairs": 10,
+    "model.build.vocab_size": 400,
+    "model.build.hidden_size": 16,
+    "model.build.num_layers": 1,
+    "model.build.num_heads": 2,
+    "data.overlong": "truncate",
+}
+
+
+def dry_run(storage: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "jobs" / "align.py"), "--dry-run", "--storage", str(storage), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def cells(output: str, first: str) -> list[str]:
+    """The cells of the table row that starts with ``first``."""
+    (line,) = [line for line in output.splitlines() if line.startswith(first + "   ")]
+    return [cell.strip() for cell in re.split(r" {3,}", line) if cell.strip()]
+
+
+def everything_below(path: Path) -> dict[str, tuple[int, int]]:
+    return {str(one): (one.stat().st_mtime_ns, one.stat().st_size) for one in sorted(path.rglob("*"))}
+
+
+def test_a_new_storage_is_described_quickly_and_not_made(tmp_path: Path) -> None:
+    storage = tmp_path / "not" / "there"
+    began = time.perf_counter()
+    ran = dry_run(storage, "--recipe", "reviews", "--risk.level", "0.25")
+    seconds = time.perf_counter() - began
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+    # A second or two on an idle machine.
+    assert seconds < 20
+
+    shown_yaml = ran.stdout.partition("\nstage ")[0]
+    assert resolve(load_recipe("reviews"), {"risk.level": 0.25}).model_dump(mode="json") == yaml.safe_load(shown_yaml)
+    for name in STAGES:
+        row = cells(ran.stdout, name)
+        assert re.fullmatch("[0-9a-f]{8}", row[-2])
+        assert row[-1] == "to do"
+    assert cells(ran.stdout, "align")[1] == "tokens, reference, sft"
+    assert "10 of 10 stages to do" in ran.stdout
+    assert cells(ran.stdout, "preference pairs")[1].startswith("about train 1,500, validation 200, test 7")
+    assert "characters / 3.3" in cells(ran.stdout, "preference pairs")[2]
+    assert cells(ran.stdout, "reference cache, hidden")[2] == "this run's tier"
+    assert cells(ran.stdout, "reference cache, scalar")[1:] == ["about 13.6 kB", "the other tier"]
+    assert cells(ran.stdout, "model parameters")[1] == "about 1,317,632"
+    assert cells(ran.stdout, "alignment steps")[1] == "about 188"
+    assert cells(ran.stdout, "samples")[1:] == ["about 640", "2 models x 80 prompts x 4 seeds"]
+    assert re.fullmatch(r"[\d,.]+ [kMGTP]?B", cells(ran.stdout, "free at the storage")[1])
+    assert "\x1b" not in ran.stdout
+
+
+def test_neither_ray_nor_torch_is_imported_for_the_default_run(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from pipeline.cli import parse_job\n"
+        "from pipeline.job import align\n"
+        f"align(parse_job('align', 'Align.', ['--dry-run', '--storage', {str(tmp_path / 'none')!r}]))\n"
+        "print([name for name in ('ray', 'torch', 'transformers', 'deepspeed') if name in sys.modules])\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert ran.stdout.splitlines()[-1] == "[]", ran.stderr
+
+
+def test_committed_stages_are_shown_done_and_their_numbers_are_exact(tmp_path: Path) -> None:
+    storage = tmp_path / "runs"
+    run = resolve(load_recipe("reviews"), SMALL)
+    planned = AlignmentRun("reviews", run, storage).planned
+    options = [text for name, value in SMALL.items() for text in (f"--{name}", str(value))]
+
+    def commit(*names: str) -> None:
+        execute(
+            {name: planned[name] for name in names},
+            Store(str(storage)),
+            Console(tmp_path / "log", stream=io.StringIO()),
+        )
+
+    # With the model built, its tokenizer counts; with the tokens committed, their own statistics are shown.
+    commit("data", "base")
+    counted = io.StringIO()
+    describe(run, planned, storage, counted)
+    assert "counted with the model's tokenizer" in counted.getvalue()
+    commit("data", "base", "tokens")
+    stats = json.loads((Path(Store(str(storage)).location("tokens", planned["tokens"].key)) / "stats.json").read_text())
+    before = everything_below(storage)
+    ran = dry_run(storage, *options)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert everything_below(storage) == before
+
+    for name in ("data", "base", "tokens"):
+        assert re.fullmatch(r"done \(\d+\.\d s\)", cells(ran.stdout, name)[-1])
+        assert cells(ran.stdout, name)[-2] == planned[name].key[:8]
+    assert cells(ran.stdout, "sft")[-1] == "to do"
+    assert "7 of 10 stages to do" in ran.stdout
+    pairs = f"train {stats['rows']['train']}, validation {stats['rows']['validation']}, test {stats['rows']['test']}"
+    assert cells(ran.stdout, "preference pairs")[1:] == [pairs, "from the committed tokens"]
+    assert cells(ran.stdout, "fine-tuning texts")[1] == f"{stats['sft']['rows']:,}"
+    assert cells(ran.stdout, "tokens in texts")[1] == f"{sum(stats['sft']['tokens'].values()):,}"
+    assert cells(ran.stdout, "reference cache, scalar")[1] == "480 B"
+    assert cells(ran.stdout, "one checkpoint")[2] == "2 to write"
+    for row in ("preference pairs", "fine-tuning texts", "tokens in pairs", "tokens in texts", "samples"):
+        assert cells(counted.getvalue(), row)[1] == cells(ran.stdout, row)[1]
+
+
+def test_a_damaged_artefact_is_to_do_again(tmp_path: Path) -> None:
+    storage = tmp_path / "runs"
+    run = resolve(load_recipe("reviews"), SMALL)
+    planned = AlignmentRun("reviews", run, storage).planned
+    damaged = Path(Store(str(storage)).location("tokens", planned["tokens"].key))
+    damaged.mkdir(parents=True)
+    (damaged / "manifest.json").write_text("{")
+    shown = io.StringIO()
+    describe(run, planned, storage, shown)
+    assert cells(shown.getvalue(), "tokens")[-1] == "to do"
+    assert "characters / 3.3" in shown.getvalue()
+
+
+def test_a_run_that_cannot_fit_is_described_and_then_refused(tmp_path: Path) -> None:
+    ran = dry_run(tmp_path / "none", "--model.build.hidden_size", "4000000")
+    assert ran.returncode == 1
+    assert "reference cache, hidden" in ran.stdout
+    assert re.match(r"error: storage \S+ has [\d,.]+ [kMGT]?B free, but the run would write about 9\.2 PB", ran.stderr)
+    assert "--storage to another disk" in ran.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--data.path", "no-such.jsonl", "--data.format", "pairs"), 1, "data file no-such.jsonl does not exist"),
+        (("--model.path", "./no-such-model"), 1, "no model directory at './no-such-model'"),
+        (("--storage", "s3://bucket/runs"), 2, "is a URL; give a directory"),
+        (("--storage", f"{Path(__file__)}/runs"), 1, "cannot be written: Not a directory"),
+    ],
+)
+def test_bad_input_is_refused_as_by_the_run_itself(
+    tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    ran = dry_run(tmp_path / "none", *arguments)
+    assert (ran.returncode, ran.stdout) == (code, "")
+    assert ran.stderr.startswith("error: ")
+    assert message in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert list(tmp_path.iterdir()) == []
