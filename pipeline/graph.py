@@ -124,12 +124,15 @@ def execute(planned: Mapping[str, PlannedStage], store: Store, observer: Observe
             break
         if not running:
             continue
-        name, result = results.get()
-        running.discard(name)
-        if isinstance(result, BaseException):
-            observer.stage_failed(name, str(result))
-            raise result
-        artifacts[name] = result
+        finished = [results.get()]
+        while not results.empty():  # a failure that waits behind a success must stop what that would start
+            finished.append(results.get())
+        for name, result in finished:
+            running.discard(name)
+            if isinstance(result, BaseException):
+                observer.stage_failed(name, str(result))
+                raise result
+            artifacts[name] = result
     return artifacts
 
 
