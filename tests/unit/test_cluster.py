@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import cluster
+from pipeline.cluster import default_storage, map_over_actors, ray_errors, shortage
+from pipeline.config import ClusterConfig
+from pipeline.errors import ClusterError, DataError, ModelError
+
+CPU2 = {"CPU": 2.0}
+GPU1 = {"CPU": 8.0, "GPU": 1.0}
+
+
+def lacks(config: ClusterConfig, nodes: list[Any]) -> str | None:
+    needs = {"CPU": config.num_workers * config.cpus_per_worker, "GPU": config.num_workers * config.gpus_per_worker}
+    return shortage(needs, {"CPU": config.cpus_per_actor, "GPU": config.gpus_per_actor}, config, nodes)
+
+
+class TestShortage:
+    @pytest.mark.parametrize(
+        ("options", "nodes"),
+        [
+            ({}, [CPU2]),
+            ({}, [{"CPU": 1.0}, {"CPU": 1.0}]),
+            ({"cpus_per_worker": 2}, [CPU2, CPU2]),
+            ({"gpus_per_worker": 1}, [GPU1, GPU1]),
+            ({"gpus_per_worker": 0.5}, [GPU1]),
+            ({"num_workers": 10, "gpus_per_worker": 0.1}, [{"CPU": 16.0, "GPU": 1.0}]),
+            ({"gpus_per_actor": 1}, [CPU2, GPU1]),
+        ],
+    )
+    def test_enough(self, options: dict[str, Any], nodes: list[Any]) -> None:
+        assert lacks(ClusterConfig(**options), nodes) is None
+
+    @pytest.mark.parametrize(
+        ("options", "nodes", "message"),
+        [
+            (
+                {"num_workers": 3},
+                [CPU2],
+                r"num_workers is 3 with 1 CPU\(s\) each .*1 node\(s\) has 2 CPU\(s\) and room for 2",
+            ),
+            ({"num_workers": 1, "cpus_per_worker": 2}, [{"CPU": 1.0}, {"CPU": 1.0}], "room for 0"),
+            ({"gpus_per_worker": 1}, [CPU2], r"1 CPU\(s\) and 1 GPU\(s\) each .* room for 0"),
+            ({"gpus_per_worker": 1}, [GPU1, CPU2], "room for 1"),
+            ({}, [], r"0 node\(s\) has none"),
+            ({"cpus_per_actor": 4}, [CPU2, CPU2], r"no node has the 4 CPU\(s\)"),
+            ({"gpus_per_actor": 1}, [CPU2, {"GPU": 1.0}], "no node has"),
+        ],
+    )
+    def test_too_little(self, options: dict[str, Any], nodes: list[Any], message: str) -> None:
+        with pytest.raises(ClusterError, match=message):
+            raise ClusterError(lacks(ClusterConfig(**options), nodes))
+
+    @given(
+        st.lists(st.fixed_dictionaries({"CPU": st.integers(0, 9), "GPU": st.integers(0, 3)}), max_size=4),
+        st.integers(1, 6),
+        st.integers(1, 3),
+        st.sampled_from([0, 0.25, 0.5, 1, 2]),
+    )
+    def test_it_agrees_with_placing_workers_one_by_one(
+        self, nodes: list[dict[str, int]], num_workers: int, cpus: int, gpus: float
+    ) -> None:
+        config = ClusterConfig(num_workers=num_workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
+        free = [dict(node) for node in nodes]
+        placed = 0
+        while placed < num_workers:
+            node = next((node for node in free if node["CPU"] >= cpus and node["GPU"] >= gpus), None)
+            if node is None:
+                break
+            node["CPU"] -= cpus
+            node["GPU"] -= gpus
+            placed += 1
+        actor_fits = any(node["CPU"] >= 1 for node in nodes)
+        assert (lacks(config, nodes) is None) == (placed == num_workers and actor_fits)
+
+
+class TestAddresses:
+    @pytest.fixture
+    def port(self) -> Iterator[int]:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            yield server.getsockname()[1]
+
+    def test_one_that_answers(self, port: int) -> None:
+        cluster._refuse_dead_address(f"127.0.0.1:{port}")
+
+    @pytest.mark.parametrize(
+        "address", ["127.0.0.1:1", "127.0.0.1", "127.0.0.1:99999", "127.0.0.1:x", ":", "no.such.host.invalid:1"]
+    )
+    def test_one_that_does_not(self, address: str) -> None:
+        with pytest.raises(ClusterError, match=r"cluster\.address: nothing answers at .*ray start --head"):
+            cluster._refuse_dead_address(address)
+
+    def test_auto_without_a_cluster(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cluster, "_running_here", lambda: None)
+        with pytest.raises(ClusterError, match="'auto': no running Ray cluster"):
+            cluster._refuse_dead_address("auto")
+
+    def test_the_address_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+        file = tmp_path / "ray_current_cluster"
+        monkeypatch.setattr("ray._common.utils.get_ray_address_file", lambda directory: str(file))
+        assert cluster._running_here() is None
+        file.write_text(f"127.0.0.1:{port}\n")
+        assert cluster._running_here() == f"127.0.0.1:{port}"
+        file.write_text("127.0.0.1:1")  # left by a cluster that is gone
+        assert cluster._running_here() is None
+        file.unlink()
+        file.mkdir()
+        assert cluster._running_here() is None
+
+    def test_a_busy_port(self, port: int) -> None:
+        with pytest.raises(ClusterError, match=rf"cluster\.dashboard_port: port {port} is in use"):
+            cluster._refuse_busy_port(port)
+
+    def test_a_free_port(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        cluster._refuse_busy_port(port)
+
+
+class TestDefaultStorage:
+    def test_on_a_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+        assert default_storage() == "runs"
+
+    def test_in_a_submitted_job(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert default_storage() == str(tmp_path / "ra-dpo-runs")
+
+
+class GroupFailedError(Exception):
+    """Shaped as Ray Train's error of a worker group."""
+
+    def __init__(self, failures: dict[int, BaseException]) -> None:
+        super().__init__("workers failed")
+        self.worker_failures = failures
+
+
+class TestErrors:
+    def test_the_pipelines_own_error_is_found(self) -> None:
+        inner = DataError("row 3")
+        middle = RuntimeError("wrapped")
+        middle.__cause__ = inner
+        assert cluster._innermost(GroupFailedError({0: ValueError("x"), 1: middle})) is inner
+
+    def test_a_circle_of_causes_ends(self) -> None:
+        one, two = ValueError("one"), ValueError("two")
+        one.__cause__, two.__cause__ = two, one
+        assert cluster._innermost(one) is two
+
+    def test_other_failures_keep_their_root(self) -> None:
+        root = ZeroDivisionError("division")
+        assert cluster._innermost(GroupFailedError({0: root})) is root
+
+    def test_a_lost_process(self) -> None:
+        import ray
+
+        for error in (ray.exceptions.WorkerCrashedError(), ray.exceptions.NodeDiedError("node gone")):
+            found = cluster._innermost(error)
+            assert isinstance(found, ClusterError)
+            assert "a worker process died" in str(found)
+            assert "\n" not in str(found)
+        assert "lower the batch sizes" in str(cluster._innermost(ray.exceptions.OutOfMemoryError("killed")))
+
+    def test_errors_of_the_caller_pass(self) -> None:
+        with pytest.raises(KeyError), ray_errors():
+            raise KeyError("x")
+
+    def test_errors_survive_a_process_border(self) -> None:
+        assert str(pickle.loads(pickle.dumps(ClusterError("no room")))) == "no room"
+
+
+class Worker:
+    """Hosted by actors in the tests below."""
+
+    def __init__(self, offset: int) -> None:
+        if offset < 0:
+            raise ModelError("a negative offset")
+        self.offset = offset
+
+    def add(self, number: int) -> int:
+        return self.offset + number
+
+    def refuse(self) -> None:
+        raise DataError("row 3 is empty")
+
+    def die(self) -> None:
+        os._exit(1)
+
+
+@pytest.fixture(scope="module")
+def small_ray() -> Iterator[None]:
+    """A Ray of its own with two CPUs."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("small_ray")
+class TestActors:
+    def test_results_come_in_the_order_of_the_calls(self) -> None:
+        seen: list[int] = []
+        calls = [("add", (number,)) for number in range(7)]
+        assert map_over_actors(Worker, (10,), ClusterConfig(), calls, seen.append) == list(range(10, 17))
+        assert sorted(seen) == list(range(10, 17))
+        assert map_over_actors(Worker, (10,), ClusterConfig(), [], seen.append) == []
+
+    def test_two_maps_on_one_small_cluster_both_end(self) -> None:
+        results: list[list[int]] = []
+
+        def run() -> None:
+            results.append(map_over_actors(Worker, (0,), ClusterConfig(), [("add", (1,))] * 8, lambda result: None))
+
+        threads = [threading.Thread(target=run, daemon=True) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert results == [[1] * 8] * 3
+
+    @pytest.mark.parametrize(
+        ("offset", "method", "error", "message"),
+        [
+            (-1, "refuse", ModelError, "^a negative offset$"),
+            (0, "refuse", DataError, "^row 3 is empty$"),
+            (0, "die", ClusterError, "a worker process died: .*run the same command again"),
+        ],
+    )
+    def test_a_failure_keeps_its_message(self, offset: int, method: str, error: type[Exception], message: str) -> None:
+        with pytest.raises(error, match=message):
+            map_over_actors(Worker, (offset,), ClusterConfig(), [(method, ())], lambda result: None)
