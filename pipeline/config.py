@@ -123,7 +123,7 @@ class OptimConfig(Section):
     """Shape of the learning rate after warm-up, down to zero at the last step."""
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: PositiveFloat = 1.0
-    zero_stage: Literal[0, 1, 2, 3] = 3
+    zero_stage: int = Field(3, ge=0, le=3)
     """DeepSpeed ZeRO stage."""
 
 

@@ -160,7 +160,7 @@ def token_scores(
         logps[block] = log_pi.gather(-1, label).squeeze(-1)
         ref_logps[block] = log_ref.gather(-1, label).squeeze(-1)
         for measure in measures:
-            risk[measure.label][block] = measure(log_ref, log_pi, need_q=False)[0]
+            risk[measure.label][block] = measure.value(log_ref, log_pi)[0]
     return TokenScores(logps, ref_logps, risk)
 
 
@@ -207,10 +207,11 @@ class _BlockedHead(torch.autograd.Function):
         measure: Measure,
         block_bytes: int,
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        ctx.save_for_backward(rows, weight, bias, ref_rows, ref_weight, ref_bias, labels, sequence)
+        wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
+        anchor = rows.new_empty(rows.shape[0], dtype=wide)
+        ctx.save_for_backward(rows, weight, bias, ref_rows, ref_weight, ref_bias, labels, sequence, anchor)
         ctx.measure = measure
         ctx.size = size = positions_per_block(block_bytes, weight.shape[0])
-        wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
         logps, ref_logps, kl, risk = (rows.new_zeros(num_sequences, dtype=wide) for _ in range(4))
         for start in range(0, rows.shape[0], size):
             block = slice(start, start + size)
@@ -221,10 +222,9 @@ class _BlockedHead(torch.autograd.Function):
                 continue
             log_ref = _log_probs(ref_rows[block], ref_weight, ref_bias)
             ref_logps.index_add_(0, owner, log_ref.gather(-1, label).squeeze(-1))
-            block_risk = measure(log_ref, log_pi, need_q=False)[0]
+            block_risk, anchor[block] = measure.value(log_ref, log_pi)
             risk.index_add_(0, owner, block_risk)
-            same = measure.name == "mean"
-            kl.index_add_(0, owner, block_risk if same else _KL(log_ref, log_pi, need_q=False)[0])
+            kl.index_add_(0, owner, block_risk if measure == _KL else _KL.value(log_ref, log_pi)[0])
         if ref_rows is None:
             return logps, None, None, None
         ctx.mark_non_differentiable(ref_logps)
@@ -233,7 +233,7 @@ class _BlockedHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         g_logps, _, g_kl, g_risk = grads
-        rows, weight, bias, ref_rows, ref_weight, ref_bias, labels, sequence = ctx.saved_tensors
+        rows, weight, bias, ref_rows, ref_weight, ref_bias, labels, sequence, anchor = ctx.saved_tensors
         # A loss without risk (dpo, or a metric only) needs no reference logits here.
         use_kl, use_risk = (ref_rows is not None and g is not None and bool((g != 0).any()) for g in (g_kl, g_risk))
         wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
@@ -251,7 +251,8 @@ class _BlockedHead(torch.autograd.Function):
                 log_ref = _log_probs(ref_rows[block], ref_weight, ref_bias)
                 if use_risk:
                     scale = g_risk[owner]
-                    grad.addcmul_(ctx.measure(log_ref, log_pi)[1], scale.unsqueeze(-1), value=-1)
+                    q = ctx.measure.distorted(log_ref, log_pi, anchor[block])
+                    grad.addcmul_(q, scale.unsqueeze(-1), value=-1)
                     scale_pi = scale_pi + scale
                 if use_kl:
                     scale = g_kl[owner]

@@ -1,18 +1,22 @@
-"""Risk measures of the per-token log-ratio, each as (value, q).
+"""Risk measures of the per-token log-ratio, each as a value and a distorted reference q.
 
-At one position let L(z) = log pi_ref(z) - log pi(z) over the vocabulary, z ~ pi_ref, in nats. A measure
-maps log pi_ref and log pi (both ``[N, V]``, normalised log-probabilities, float32 or wider) to
+At one position let L(z) = log pi_ref(z) - log pi(z) over the vocabulary, z ~ pi_ref, in nats. From log pi_ref
+and log pi (both ``[N, V]``, normalised log-probabilities, float32 or wider) a measure gives
 
 * ``value [N]``: Phi(L), the upper tail of L (large means: the policy abandons what the reference says);
 * ``q [N, V]``: the distorted reference, a probability vector per row, with which the gradient of the value
   with respect to the policy's logits is ``pi - q`` (arXiv 2505.20359; Rockafellar & Uryasev 2000 for CVaR).
 
-Conventions. Entries whose L lies within ``1e-5 * (1 + |VaR|)`` of the VaR (or of the maximum, for
-`worst_case`) are tied and share the remaining mass in proportion to pi_ref, so that q = pi_ref when
-pi = pi_ref. An entry with log pi_ref = -inf has weight zero. An entry with log pi = -inf that the reference
-can produce is infinite risk: the value is not finite, and the trainer stops on it.
+Value and q are separate functions, for the forward pass needs one and the backward pass the other. What links
+them is one number per position, the *anchor* (the VaR, the maximum, the log-partition): found with the value,
+it makes q a single pass over the vocabulary.
 
-Adding a measure is one function here and one row in `MEASURES`.
+Conventions. Entries whose L lies within ``1e-5 * (1 + |VaR|)`` of the VaR (or of the maximum, for worst_case)
+are tied and share the remaining mass in proportion to pi_ref, so that q = pi_ref when pi = pi_ref. An entry
+with log pi_ref = -inf has weight zero. An entry with log pi = -inf that the reference can produce is infinite
+risk: the value is not finite, and the trainer stops on it.
+
+Adding a measure is two functions of a few lines here and one row in `MEASURES`.
 """
 
 from __future__ import annotations
@@ -23,8 +27,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ValueAndQ = tuple[Tensor, Tensor | None]
-MeasureFunction = Callable[[Tensor, Tensor, float, bool], ValueAndQ]
+ValueAndAnchor = tuple[Tensor, Tensor]
+ValueFunction = Callable[[Tensor, Tensor, float], ValueAndAnchor]
+DistortFunction = Callable[[Tensor, Tensor, float, Tensor], Tensor]
 
 _TIE = 1e-5
 _MAX_ROOT_STEPS = 100
@@ -35,25 +40,35 @@ def log_ratio(log_ref: Tensor, log_pi: Tensor) -> Tensor:
     return torch.where(log_ref == -torch.inf, torch.zeros_like(log_pi), log_ref - log_pi)
 
 
-def mean(log_ref: Tensor, log_pi: Tensor, level: float, need_q: bool) -> ValueAndQ:
+def mean_value(log_ref: Tensor, log_pi: Tensor, level: float) -> ValueAndAnchor:
     """E[L] = KL(pi_ref || pi); ``level`` is not used."""
-    p = log_ref.exp()
-    return (p * log_ratio(log_ref, log_pi)).sum(-1), p if need_q else None
+    value = (log_ref.exp() * log_ratio(log_ref, log_pi)).sum(-1)
+    return value, value
 
 
-def cvar(log_ref: Tensor, log_pi: Tensor, level: float, need_q: bool) -> ValueAndQ:
+def mean_distorted(log_ref: Tensor, log_pi: Tensor, level: float, anchor: Tensor) -> Tensor:
+    """pi_ref itself."""
+    return log_ref.exp()
+
+
+def cvar_value(log_ref: Tensor, log_pi: Tensor, level: float) -> ValueAndAnchor:
     """Mean of the upper ``level`` mass of L, the atom at the VaR split so that the mass is exact.
 
-    ``level`` in (0, 1]; 1 is the mean. No sort: the value is min over c of c + E[(L - c)+] / level.
+    ``level`` in (0, 1]; 1 is the mean. No sort: the value is min over c of c + E[(L - c)+] / level, and the
+    anchor, the minimiser, is the VaR.
     """
     if level == 1.0:
-        return mean(log_ref, log_pi, level, need_q)
+        return mean_value(log_ref, log_pi, level)
+    var, value = _rockafellar_uryasev(log_ratio(log_ref, log_pi), log_ref.exp(), level)
+    return value, var
+
+
+def cvar_distorted(log_ref: Tensor, log_pi: Tensor, level: float, anchor: Tensor) -> Tensor:
+    """pi_ref restricted to the tail above the VaR and divided by ``level``; ties share what is left."""
     p = log_ref.exp()
-    ratio = log_ratio(log_ref, log_pi)
-    var, value = _rockafellar_uryasev(ratio, p, level)
-    if not need_q:
-        return value, None
-    edge = var.unsqueeze(-1)
+    if level == 1.0:
+        return p
+    ratio, edge = log_ratio(log_ref, log_pi), anchor.unsqueeze(-1)
     tie = _TIE * (1 + edge.abs())
     above = torch.where(ratio > edge + tie, p, 0.0)
     tied = torch.where((ratio - edge).abs() <= tie, p, 0.0)
@@ -61,30 +76,36 @@ def cvar(log_ref: Tensor, log_pi: Tensor, level: float, need_q: bool) -> ValueAn
     share = ((level - above_mass) / tied_mass).nan_to_num(0.0, 0.0, 0.0).clamp(0.0, 1.0)
     q = torch.addcmul(above, share, tied)
     # Where the tail ends between two atoms nothing is tied and rounding may leave a sum of 1 +- 1e-6.
-    return value, q / q.sum(-1, keepdim=True)
+    return q / q.sum(-1, keepdim=True)
 
 
-def erm(log_ref: Tensor, log_pi: Tensor, level: float, need_q: bool) -> ValueAndQ:
+def erm_value(log_ref: Tensor, log_pi: Tensor, level: float) -> ValueAndAnchor:
     """Entropic risk (1/level) log E[exp(level * L)], ``level`` > 0: the Renyi divergence of order 1 + level."""
     scaled = level * log_ratio(log_ref, log_pi)
-    exponent = log_ref + scaled
-    value = torch.logsumexp(exponent, -1)
+    value = torch.logsumexp(log_ref + scaled, -1)
     # Near zero log E[exp(.)] loses all its digits to rounding, and dividing by a small level would show it.
     small = scaled.abs().amax(-1) < 0.5
     near_zero = torch.log1p((log_ref.exp() * torch.expm1(scaled.clamp(-1.0, 1.0))).sum(-1))
-    value = torch.where(small, near_zero, value) / level
-    return value, torch.softmax(exponent, -1) if need_q else None
+    value = torch.where(small, near_zero, value)
+    return value / level, value
 
 
-def worst_case(log_ref: Tensor, log_pi: Tensor, level: float, need_q: bool) -> ValueAndQ:
-    """max L over the reference's support, the limit of `cvar` for level -> 0; ``level`` is not used."""
-    ratio = torch.where(log_ref == -torch.inf, -torch.inf, log_ref - log_pi)
-    value = ratio.amax(-1)
-    if not need_q:
-        return value, None
-    edge = value.unsqueeze(-1)
-    tied = torch.where(ratio >= edge - _TIE * (1 + edge.abs()), log_ref, -torch.inf)
-    return value, torch.softmax(tied, -1)
+def erm_distorted(log_ref: Tensor, log_pi: Tensor, level: float, anchor: Tensor) -> Tensor:
+    """softmax(log pi_ref + level * L)."""
+    return torch.exp(log_ref + level * log_ratio(log_ref, log_pi) - anchor.unsqueeze(-1))
+
+
+def worst_case_value(log_ref: Tensor, log_pi: Tensor, level: float) -> ValueAndAnchor:
+    """max L over the reference's support, the limit of CVaR for level -> 0; ``level`` is not used."""
+    value = torch.where(log_ref == -torch.inf, -torch.inf, log_ref - log_pi).amax(-1)
+    return value, value
+
+
+def worst_case_distorted(log_ref: Tensor, log_pi: Tensor, level: float, anchor: Tensor) -> Tensor:
+    """pi_ref restricted to where L is maximal, normalised."""
+    edge = anchor.unsqueeze(-1)
+    at_maximum = log_ratio(log_ref, log_pi) >= edge - _TIE * (1 + edge.abs())
+    return torch.softmax(torch.where(at_maximum, log_ref, -torch.inf), -1)
 
 
 def _rockafellar_uryasev(ratio: Tensor, p: Tensor, level: float) -> tuple[Tensor, Tensor]:
@@ -161,12 +182,17 @@ class _Search:
         return torch.mul(self._excess, self._p, out=self._product).sum(-1)
 
 
-MEASURES: dict[str, MeasureFunction] = {"mean": mean, "cvar": cvar, "erm": erm, "worst_case": worst_case}
+MEASURES: dict[str, tuple[ValueFunction, DistortFunction]] = {
+    "mean": (mean_value, mean_distorted),
+    "cvar": (cvar_value, cvar_distorted),
+    "erm": (erm_value, erm_distorted),
+    "worst_case": (worst_case_value, worst_case_distorted),
+}
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure with its level; calling it gives (value ``[N]``, q ``[N, V]`` or None)."""
+    """A measure with its level."""
 
     name: str
     level: float
@@ -175,8 +201,13 @@ class Measure:
         if self.name not in MEASURES:
             raise ValueError(f"unknown risk measure {self.name!r}: choose one of {', '.join(MEASURES)}")
 
-    def __call__(self, log_ref: Tensor, log_pi: Tensor, *, need_q: bool = True) -> ValueAndQ:
-        return MEASURES[self.name](log_ref, log_pi, self.level, need_q)
+    def value(self, log_ref: Tensor, log_pi: Tensor) -> ValueAndAnchor:
+        """Phi(L) ``[N]`` and the anchor ``[N]`` that `distorted` takes."""
+        return MEASURES[self.name][0](log_ref, log_pi, self.level)
+
+    def distorted(self, log_ref: Tensor, log_pi: Tensor, anchor: Tensor) -> Tensor:
+        """q ``[N, V]``."""
+        return MEASURES[self.name][1](log_ref, log_pi, self.level, anchor)
 
     @property
     def label(self) -> str:

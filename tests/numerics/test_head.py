@@ -46,7 +46,7 @@ def plain(x: dict, measure: Measure) -> tuple[torch.Tensor, ...]:
     if measure.name == "erm":
         risk = torch.logsumexp(log_ref + measure.level * ratio, -1) / measure.level
     else:
-        _, q = measure(log_ref, log_pi.detach())
+        q = measure.distorted(log_ref, log_pi.detach(), measure.value(log_ref, log_pi.detach())[1])
         risk = (q * ratio).sum(-1)  # linear in L at the optimal q, with the same value and gradient
     per_token = torch.stack(
         [log_pi.gather(-1, labels)[:, 0], log_ref.gather(-1, labels)[:, 0], (p * ratio).sum(-1), risk]

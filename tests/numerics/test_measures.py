@@ -49,6 +49,11 @@ def exact_value(measure: Measure, log_ref: np.ndarray, log_pi: np.ndarray) -> fl
     return float(total / measure.level)
 
 
+def both(measure: Measure, log_ref: torch.Tensor, log_pi: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    value, anchor = measure.value(log_ref, log_pi)
+    return value, measure.distorted(log_ref, log_pi, anchor)
+
+
 def random_rows(seed: int, rows: int, vocab: int, spread: float, peak: float) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     ref = torch.randn(rows, vocab, generator=generator, dtype=torch.float64) * peak
@@ -60,9 +65,9 @@ def test_cvar_worked_by_hand() -> None:
     log_ref = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64).log()
     log_pi = log_ref - torch.tensor([[0.0, 1.0, 2.0]], dtype=torch.float64)
     for level, expected in ((0.4, 1.5), (1.0, 0.7), (0.2, 2.0), (0.05, 2.0)):
-        value, _ = Measure("cvar", level)(log_ref, log_pi)
+        value, _ = both(Measure("cvar", level), log_ref, log_pi)
         assert value.item() == pytest.approx(expected, abs=1e-9)
-    _, q = Measure("cvar", 0.4)(log_ref, log_pi)
+    _, q = both(Measure("cvar", 0.4), log_ref, log_pi)
     assert torch.allclose(q, torch.tensor([[0.0, 0.5, 0.5]], dtype=torch.float64))
 
 
@@ -73,8 +78,7 @@ def test_value_and_certificate(measure: Measure, seed: int, vocab: int, spread: 
     """The value is the definition's, and q certifies it: a probability vector with <q, L> equal to the value and,
     for CVaR, no entry above pi_ref / level."""
     log_ref, log_pi = random_rows(seed, 4, vocab, spread, peak)
-    value, q = measure(log_ref, log_pi)
-    assert q is not None
+    value, q = both(measure, log_ref, log_pi)
     for row in range(4):
         expected = exact_value(measure, log_ref[row].numpy(), log_pi[row].numpy())
         assert value[row].item() == pytest.approx(expected, rel=1e-6, abs=1e-6)
@@ -93,9 +97,8 @@ def test_gradient_is_pi_minus_q(measure: Measure) -> None:
     log_ref, _ = random_rows(3, 5, 50, 1.0, 2.0)
     logits = torch.randn(5, 50, dtype=torch.float64, requires_grad=True)
     log_pi = logits.log_softmax(-1)
-    value, q = measure(log_ref, log_pi)
+    value, q = both(measure, log_ref, log_pi)
     (gradient,) = torch.autograd.grad(value.sum(), logits)
-    assert q is not None
     assert torch.allclose(gradient, (log_pi.exp() - q).detach(), atol=1e-10)
 
 
@@ -106,12 +109,12 @@ def test_cvar_gradient_is_a_directional_derivative(level: float) -> None:
     log_ref, _ = random_rows(5, 1, 40, 1.0, 2.0)
     logits = torch.randn(1, 40, dtype=torch.float64)
     measure = Measure("cvar", level)
-    _, q = measure(log_ref, logits.log_softmax(-1))
+    _, q = both(measure, log_ref, logits.log_softmax(-1))
     for _ in range(10):
         direction = torch.randn_like(logits)
         step = 1e-6
         ahead, behind = (
-            measure(log_ref, (logits + sign * step * direction).log_softmax(-1))[0].item() for sign in (1, -1)
+            measure.value(log_ref, (logits + sign * step * direction).log_softmax(-1))[0].item() for sign in (1, -1)
         )
         slope = ((logits.softmax(-1) - q) * direction).sum().item()
         assert (ahead - behind) / (2 * step) == pytest.approx(slope, abs=1e-4)
@@ -125,7 +128,7 @@ def test_at_the_reference_q_is_the_reference(measure: Measure, dtype: torch.dtyp
     log_ref = log_ref.to(dtype)
     # Another route to the same distribution, so that L is rounding noise instead of exactly 0.
     log_pi = (log_ref + 0.7).log_softmax(-1)
-    value, q = measure(log_ref, log_pi)
+    value, q = both(measure, log_ref, log_pi)
     assert value.abs().max() < 2e-5
     assert torch.allclose(q, log_ref.exp(), atol=1e-5)
 
@@ -135,10 +138,10 @@ def test_at_the_reference_q_is_the_reference(measure: Measure, dtype: torch.dtyp
 def test_order_of_levels(seed: int) -> None:
     """CVaR falls with its level to KL, ERM rises from KL with its level, and worst_case bounds both."""
     log_ref, log_pi = random_rows(seed, 3, 64, 1.0, 2.0)
-    kl = Measure("mean", 1.0)(log_ref, log_pi)[0]
-    worst = Measure("worst_case", 1.0)(log_ref, log_pi)[0]
-    cvar = [Measure("cvar", level)(log_ref, log_pi)[0] for level in (0.01, 0.1, 0.5, 0.97, 1.0)]
-    erm = [Measure("erm", level)(log_ref, log_pi)[0] for level in (1e-6, 0.5, 1.0, 5.0, 50.0)]
+    kl = Measure("mean", 1.0).value(log_ref, log_pi)[0]
+    worst = Measure("worst_case", 1.0).value(log_ref, log_pi)[0]
+    cvar = [Measure("cvar", level).value(log_ref, log_pi)[0] for level in (0.01, 0.1, 0.5, 0.97, 1.0)]
+    erm = [Measure("erm", level).value(log_ref, log_pi)[0] for level in (1e-6, 0.5, 1.0, 5.0, 50.0)]
     chain = [worst, *cvar]
     assert all((one >= two - 1e-9).all() for one, two in pairwise(chain))
     chain = [*erm, worst]
@@ -153,7 +156,7 @@ def test_erm_is_a_renyi_divergence(order: float) -> None:
     log_ref, log_pi = random_rows(2, 4, 30, 1.0, 1.0)
     p, q = log_ref.exp().numpy(), log_pi.exp().numpy()
     renyi = np.log((p**order * q ** (1 - order)).sum(-1)) / (order - 1)
-    assert np.allclose(Measure("erm", order - 1)(log_ref, log_pi)[0].numpy(), renyi)
+    assert np.allclose(Measure("erm", order - 1).value(log_ref, log_pi)[0].numpy(), renyi)
 
 
 @pytest.mark.parametrize("measure", ALL, ids=lambda m: m.label)
@@ -162,8 +165,8 @@ def test_masked_reference_entries_weigh_nothing(measure: Measure) -> None:
     log_ref, log_pi = random_rows(4, 3, 20, 1.0, 1.0)
     wide_ref = torch.cat([log_ref, torch.full((3, 2), -torch.inf, dtype=torch.float64)], -1)
     wide_pi = torch.cat([log_pi, torch.tensor([[-torch.inf, -3.0]] * 3, dtype=torch.float64)], -1)
-    value, q = measure(log_ref, log_pi)
-    wide_value, wide_q = measure(wide_ref, wide_pi)
+    value, q = both(measure, log_ref, log_pi)
+    wide_value, wide_q = both(measure, wide_ref, wide_pi)
     assert torch.allclose(wide_value, value)
     assert torch.allclose(wide_q[:, :20], q, atol=1e-9)
     assert (wide_q[:, 20:] == 0).all()
@@ -175,7 +178,7 @@ def test_extreme_logits_stay_finite(measure: Measure) -> None:
     torch.manual_seed(0)
     log_ref = (torch.randn(6, 101) * 1e4).log_softmax(-1)
     log_pi = (torch.randn(6, 101) * 1e4).log_softmax(-1)
-    value, q = measure(log_ref, log_pi)
+    value, q = both(measure, log_ref, log_pi)
     assert torch.isfinite(value).all()
     assert torch.allclose(q.sum(-1), torch.ones(6), atol=1e-5)
 
