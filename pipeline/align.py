@@ -86,15 +86,14 @@ class AlignmentRun:
 
     def __init__(self, recipe: str, run: RunConfig, storage: Path) -> None:
         from pipeline.data.sources import source_digest
+        from pipeline.evaluation.scorers import check_scorers
 
+        check_scorers(run.evaluation)
+        run = with_dtype(run)
         self.recipe, self.run, self.storage = recipe, run, storage
         self._source: ModelSource = resolve_model(run.model)
         self._data_digest = source_digest(run.data)
         self._model_contents = {} if self._source.path is None else {"model": self._source.digest}
-        self._dtype = run.model.dtype
-        if self._dtype == "auto":
-            on_gpu = run.cluster.gpus_per_worker > 0 or run.cluster.gpus_per_actor > 0
-            self._dtype = "bfloat16" if on_gpu else "float32"
         self._base = ModelAt("base" if run.model.path == BUILD_GPT_NEOX else None, "", self._source.path)
         self._reference = ModelAt("sft", "model", None) if run.sft.enabled else self._base
         self._policy = ModelAt("align", "model", None)
@@ -106,9 +105,9 @@ class AlignmentRun:
 
     def _stages(self) -> list[Stage]:
         run = self.run
-        numerics = {"dtype": self._dtype, "head_block_bytes": run.train.head_block_bytes}
+        numerics = {"dtype": run.model.dtype, "head_block_bytes": run.train.head_block_bytes}
         base, reference = self._base.inputs, self._reference.inputs
-        sampling = _pick(run.evaluation, _EVALUATION_SAMPLES) | {"dtype": self._dtype}
+        sampling = _pick(run.evaluation, _EVALUATION_SAMPLES) | {"dtype": run.model.dtype}
         scorers = _scorer_digests(run.evaluation.scorers)
         loss = effective_loss(run)
         stages = [
@@ -139,7 +138,7 @@ class AlignmentRun:
                 "align",
                 1,
                 self._align,
-                options={"train": run.train.model_dump(mode="json"), "dtype": self._dtype, **loss},
+                options={"train": run.train.model_dump(mode="json"), "dtype": run.model.dtype, **loss},
                 inputs=("tokens", "reference", *reference),
                 contents=self._model_contents,
             ),
@@ -321,6 +320,15 @@ class AlignmentRun:
         (context.out_dir / "report.html").write_text(render(inputs), encoding="utf-8")
         summary = build_summary(inputs)
         (context.out_dir / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False))
+
+
+def with_dtype(run: RunConfig) -> RunConfig:
+    """The run with ``auto`` decided once, for every process: bfloat16 when anything runs on a GPU."""
+    if run.model.dtype != "auto":
+        return run
+    on_gpu = run.cluster.gpus_per_worker > 0 or run.cluster.gpus_per_actor > 0
+    dtype = "bfloat16" if on_gpu else "float32"
+    return run.model_copy(update={"model": run.model.model_copy(update={"dtype": dtype})})
 
 
 def effective_loss(run: RunConfig) -> dict[str, Any]:

@@ -61,6 +61,8 @@ def connected(config: ClusterConfig, storage: Path) -> Iterator[str]:
     else:
         if config.dashboard_port is not None:
             _refuse_busy_port(config.dashboard_port)
+        # What a local Ray does anyway; said explicitly it does not print a notice about it.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
         try:
             ray.init(
                 address="local",

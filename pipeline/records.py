@@ -5,11 +5,11 @@ by ``row_id``, never by position. An artefact's files, by stage:
 
 ``data``       train/validation/test.parquet of `PairRow`; sft.parquet of `TextRow`;
                dropped.jsonl of `DroppedRow`; stats.json
-``base``       a Hugging Face model directory, or source.json (`ModelSource`) pointing at one
+``base``       a Hugging Face model directory (only when the run builds its own model)
 ``sft``        model/ (Hugging Face directory), metrics.jsonl
 ``tokens``     train/validation/test.parquet of `PairTokens`; sft.parquet of `TextTokens`;
                prompts.parquet of `PromptTokens`; dropped.jsonl of `DroppedRow`; stats.json
-``reference``  train-00000.safetensors ... shards and head.safetensors (see pipeline.reference.format)
+``reference``  train-00000.safetensors ... shards and head.safetensors (see pipeline.reference.shards)
 ``align``      model/ (Hugging Face directory), metrics.jsonl, training.json
 ``sample_*``   samples.parquet of `SampleRow`
 ``evaluate``   samples.parquet of `ScoredSample`, pairs.parquet of `PairScores`, evaluation.json

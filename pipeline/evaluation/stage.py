@@ -30,11 +30,11 @@ class SamplingActor:
 
     def __init__(self, run: dict[str, Any], model_dir: str) -> None:
         from pipeline.evaluation.scorers import load_scorers
-        from pipeline.models.load import load_model, load_tokenizer, resolve_dtype
+        from pipeline.models.load import load_model, load_tokenizer, torch_dtype
 
         self._run = RunConfig.model_validate(run)
         self._device = _device(self._run.cluster)
-        dtype = resolve_dtype(self._run.model.dtype, self._device)
+        dtype = torch_dtype(self._run.model.dtype)
         self._model = load_model(Path(model_dir), dtype).to(self._device)
         self._tokenizer = load_tokenizer(Path(model_dir))
         self._scorers = load_scorers(self._run.evaluation.scorers)
@@ -56,11 +56,11 @@ class ScoringActor:
 
     def __init__(self, run: dict[str, Any], reference_dir: str, policy_dir: str, prompt_set: str) -> None:
         from pipeline.evaluation.annotate import BothModels, reported_measures
-        from pipeline.models.load import load_model, load_tokenizer, resolve_dtype
+        from pipeline.models.load import load_model, load_tokenizer, torch_dtype
 
         config = RunConfig.model_validate(run)
         device = _device(config.cluster)
-        dtype = resolve_dtype(config.model.dtype, device)
+        dtype = torch_dtype(config.model.dtype)
         self._trained = trained_measure(config)
         self._prompt_set = prompt_set
         self._both = BothModels(

@@ -14,10 +14,8 @@ from pipeline.errors import ModelError
 from pipeline.risk.head import Head
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 on CUDA and float32 elsewhere."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+def torch_dtype(name: str) -> torch.dtype:
+    """``float32`` or ``bfloat16`` (``auto`` was decided when the run was planned)."""
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 

@@ -20,14 +20,14 @@ class ReferenceActor:
     def __init__(self, run: dict[str, Any], model_dir: str) -> None:
         import torch
 
-        from pipeline.models.load import load_model, load_tokenizer, resolve_dtype
+        from pipeline.models.load import load_model, load_tokenizer, torch_dtype
 
         self._run = RunConfig.model_validate(run)
         cluster = self._run.cluster
         self._device = torch.device("cuda" if cluster.gpus_per_actor > 0 else "cpu")
         if self._device.type == "cpu":
             torch.set_num_threads(cluster.cpus_per_actor)
-        dtype = resolve_dtype(self._run.model.dtype, self._device)
+        dtype = torch_dtype(self._run.model.dtype)
         self._model = load_model(Path(model_dir), dtype).to(self._device)
         tokenizer = load_tokenizer(Path(model_dir))
         self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

@@ -75,7 +75,7 @@ def _worker(config: dict[str, Any]) -> None:
     import ray.train.torch
     import torch
 
-    from pipeline.models.load import load_tokenizer, resolve_dtype
+    from pipeline.models.load import load_tokenizer, torch_dtype
     from pipeline.training import engine as engines
     from pipeline.training.loop import micro_batches_per_step, train
     from pipeline.training.metrics import MetricsLog
@@ -91,7 +91,7 @@ def _worker(config: dict[str, Any]) -> None:
     engines.prepare_process(device)
 
     tokenizer = load_tokenizer(Path(spec.model_dir))
-    dtype = resolve_dtype(run.model.dtype, device)
+    dtype = torch_dtype(run.model.dtype)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     task, validation, plan = _work(spec, run, pad_id, device, dtype)
     engine = engines.Engine(
