@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.digests import digest_tensors
 from pipeline.errors import ModelError
+from pipeline.models.source import TOKENIZER_FILES
 from pipeline.risk.head import Head
 
 
@@ -52,6 +53,9 @@ def load_tokenizer(path: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
+    # Without files transformers would make an empty tokenizer of the model's family.
+    if not any((path / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelError(f"cannot load a tokenizer from {path}: it has none of {', '.join(TOKENIZER_FILES)}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:

@@ -14,6 +14,10 @@ from pipeline.digests import digest_files, digest_json
 from pipeline.errors import ModelError
 
 _FILE_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""One of them is beside the weights of every model with a tokenizer."""
+
+_HUB_TIMEOUT_S = 10.0
 _UNSAFE_WEIGHTS = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -55,13 +59,13 @@ def _digest_directory(path: Path) -> str:
             f"model.path: {path} has no weights in *.safetensors{found}; "
             "save the model once with model.save_pretrained(directory)"
         )
-    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError(f"model.path: {path} has no tokenizer (tokenizer.json); save it beside the weights")
     return digest_files(path, {file for pattern in _FILE_PATTERNS for file in path.glob(pattern)})
 
 
 def _download(repo: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -70,8 +74,18 @@ def _download(repo: str, revision: str | None) -> Path:
         RevisionNotFoundError,
     )
 
+    known = (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError)  # a gated one is "not found" too
+    cached_only = False
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(_FILE_PATTERNS)))
+        try:
+            # Asked here because snapshot_download would wait for a silent network for ever.
+            revision = HfApi().model_info(repo, revision=revision, timeout=_HUB_TIMEOUT_S).sha
+        except known:
+            raise
+        except Exception:
+            cached_only = True  # whatever is wrong with the network, a model in the cache is as good
+        patterns = list(_FILE_PATTERNS)
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=cached_only))
     except GatedRepoError as error:
         raise ModelError(f"model.path: {repo!r} is gated; accept its terms on the hub and set HF_TOKEN") from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
