@@ -1,4 +1,4 @@
-"""Threads for the whole test run, set before torch or tokenizers are imported.
+"""Threads for the whole test run, set before torch or tokenizers are imported, and a tiny model for every test.
 
 More threads than cores only get in each other's way, and tests compare runs to the last bit.
 """
@@ -6,6 +6,49 @@ More threads than cores only get in each other's way, and tests compare runs to 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from transformers import GPTNeoXForCausalLM
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., GPTNeoXForCausalLM]:
+    """Makes a GPT-NeoX of two layers, width 16 and 40 tokens whose distributions are far from uniform."""
+
+    def make(seed: int = 0, **options: object) -> GPTNeoXForCausalLM:
+        import torch
+        from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+        torch.manual_seed(seed)
+        size = {
+            "vocab_size": 40,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "max_position_embeddings": 64,
+            "initializer_range": 0.3,
+        }
+        return GPTNeoXForCausalLM(GPTNeoXConfig(**(size | options))).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def built_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a built GPT-NeoX of width 16 with its tokenizer; copy it before you change anything."""
+    from pipeline.config import BuildConfig
+    from pipeline.models.build import build_gpt_neox
+
+    directory = tmp_path_factory.mktemp("built") / "model"
+    size = BuildConfig(vocab_size=300, hidden_size=16, num_layers=2, num_heads=2, context_tokens=64)
+    build_gpt_neox(size, ["A joy from start to end.", "Dull, long and loud."] * 20, directory)
+    return directory

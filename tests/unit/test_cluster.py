@@ -107,8 +107,9 @@ class TestAddresses:
             cluster._refuse_dead_address("auto")
 
     def test_the_address_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int) -> None:
-        file = tmp_path / "ray_current_cluster"
-        monkeypatch.setattr("ray._common.utils.get_ray_address_file", lambda directory: str(file))
+        monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+        file = tmp_path / "ray" / "ray_current_cluster"
+        file.parent.mkdir()
         assert cluster._running_here() is None
         file.write_text(f"127.0.0.1:{port}\n")
         assert cluster._running_here() == f"127.0.0.1:{port}"
