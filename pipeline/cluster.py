@@ -37,8 +37,6 @@ def connected(config: ClusterConfig, storage: Path) -> Iterator[str]:
     Raises:
         ClusterError: when the address is dead, the resources do not suffice, or a node does not see the storage.
     """
-    import ray
-
     # Polled by Train's controller: two seconds more at the end of every stage otherwise.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     options: dict[str, Any] = {
@@ -47,9 +45,17 @@ def connected(config: ClusterConfig, storage: Path) -> Iterator[str]:
         "configure_logging": False,
         "namespace": f"ra-dpo-{uuid.uuid4().hex[:8]}",
     }
-    address = config.address or os.environ.get("RAY_ADDRESS") or _running_here()
-    if address and address != "local":
+    address = config.address or os.environ.get("RAY_ADDRESS") or _running_here() or "local"
+    if address != "local":
         _refuse_dead_address(address)
+    else:
+        if config.dashboard_port is not None:
+            _refuse_busy_port(config.dashboard_port)
+        # What a local Ray does anyway; said before it is imported, it does not print a notice about it.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+
+    if address != "local":
         try:
             ray.init(address=address, **options)
         except (ConnectionError, RuntimeError, OSError) as error:
@@ -59,10 +65,6 @@ def connected(config: ClusterConfig, storage: Path) -> Iterator[str]:
             ) from error
         described = f"joined the Ray cluster at {address}"
     else:
-        if config.dashboard_port is not None:
-            _refuse_busy_port(config.dashboard_port)
-        # What a local Ray does anyway; said explicitly it does not print a notice about it.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
         try:
             ray.init(
                 address="local",
@@ -93,12 +95,12 @@ def _nodes() -> list[dict[str, Any]]:
 
 def _running_here() -> str | None:
     """Address of a cluster that ``ray start`` made on this machine and that still answers."""
-    from ray._common.utils import get_ray_address_file
-
+    # Where Ray writes it; asking Ray would import it before its environment is decided.
+    temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     try:
-        address = Path(get_ray_address_file(None)).read_text().strip()
+        address = (Path(temporary) / "ray" / "ray_current_cluster").read_text().strip()
     except OSError:
-        return None  # nobody started one here, or somebody whose files are not ours to read
+        return None
     return address if address and _answers(address) else None
 
 

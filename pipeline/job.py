@@ -40,9 +40,9 @@ def align(request: JobRequest) -> int:
         console.line(f"Ra-DPO alignment: recipe {request.recipe}, storage {storage}")
         from pipeline.align import AlignmentRun
 
-        run = AlignmentRun(request.recipe, request.run, storage)
+        run = AlignmentRun(_name(request), request.run, storage)
         result = _execute(run, store, console)
-        directory = _publish(run, request, result, storage, log_path)
+        directory = _publish(run, request, result)
         console.line(f"verdict: {result['evaluate'].info['note']}")
         console.line(f"summary: {directory / 'summary.json'}")
         console.line(f"policy:  {result['align'].path / 'model'}")
@@ -69,12 +69,15 @@ def _ray(run: AlignmentRun, console: Console) -> Iterator[None]:
         yield
 
 
-def _publish(
-    run: AlignmentRun, request: JobRequest, result: dict[str, Artifact], storage: Path, log_path: Path
-) -> Path:
+def _name(request: JobRequest) -> str:
+    """The recipe's name, for one given as a path too."""
+    return Path(request.recipe).stem
+
+
+def _publish(run: AlignmentRun, request: JobRequest, result: dict[str, Artifact]) -> Path:
     """A directory a person can find: the report with what it was made from, named by recipe and key."""
     report = result["report"]
-    directory = storage / "reports" / f"{request.recipe}-{report.key[:8]}"
+    directory = run.storage / "reports" / f"{run.recipe}-{report.key[:8]}"
     directory.mkdir(parents=True, exist_ok=True)
     for name in RESULTS:
         shutil.copyfile(report.path / name, directory / name)
@@ -89,5 +92,5 @@ def _describe(request: JobRequest, storage: Path) -> int:
     from pipeline.align import AlignmentRun
     from pipeline.describe import describe
 
-    describe(request.run, AlignmentRun(request.recipe, request.run, storage).planned, storage)
+    describe(request.run, AlignmentRun(_name(request), request.run, storage).planned, storage)
     return 0

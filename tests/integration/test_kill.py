@@ -1,0 +1,44 @@
+"""A job killed in every stage and started again ends in the numbers of one that was not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import job
+from conftest import FinishedRun
+
+# Seconds into each stage: in the middle of training and of the reference pass, at once where a stage is short.
+KILLS = {
+    "data": 0.0,
+    "base": 0.5,
+    "tokens": 0.0,
+    "sft": 14.0,
+    "reference": 5.0,
+    "align": 14.0,
+    "sample_policy": 5.0,
+    "evaluate": 5.0,
+    "report": 0.0,
+}
+
+
+@pytest.mark.timeout(900)
+def test_killed_in_every_stage(finished_run: FinishedRun, tmp_path: Path) -> None:
+    arguments = ["--recipe", str(finished_run.recipe), "--storage", str(tmp_path / "runs")]
+    committed: set[str] = set()
+    for stage, after_s in KILLS.items():
+        log = tmp_path / f"killed-in-{stage}.log"
+        job.kill_in_stage(arguments, stage, after_s, log)
+        output = log.read_text()
+        for done in committed:
+            assert f"= {done}  reused" in output, f"{done} was computed again after the kill before {stage}"
+        committed |= {name for name in job.STAGES if f"✓ {name}" in output}
+        for name in job.STAGES:
+            found = list((tmp_path / "runs" / "artifacts" / name).glob("*"))
+            assert all((path / "manifest.json").is_file() for path in found), f"half an artefact of {name}"
+    code, output = job.run(arguments)
+    assert code == 0, output
+    assert job.summary(tmp_path / "runs") == job.summary(finished_run.storage)
