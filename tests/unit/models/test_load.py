@@ -148,7 +148,7 @@ class TestLoadTokenizer:
     def test_no_tokenizer(self, model_dir: Path) -> None:
         for file in model_dir.glob("tokenizer*"):
             file.unlink()
-        with pytest.raises(ModelError, match="cannot load a tokenizer .* it has none of"):
+        with pytest.raises(ModelError, match=r"cannot load a tokenizer .* it has none of"):
             load_tokenizer(model_dir)
 
     def test_a_torn_tokenizer(self, model_dir: Path) -> None:
