@@ -8,7 +8,6 @@ PORT="${PORT:-6379}"                      # of the head node
 DASHBOARD_PORT="${DASHBOARD_PORT:-8265}"  # jobs are submitted to it
 export RAY_AUTH_MODE=token                # only holders of the token may join or submit
 export PATH="$PWD/.venv/bin:$PATH"        # so that the cluster's `python` is this environment's
-export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
 
 usage() {
     cat >&2 <<'TEXT'

@@ -40,7 +40,7 @@ class ShardRow:
 
 
 def write_shard(path: Path, rows: list[ShardRow]) -> None:
-    """Write rows in the given order."""
+    """Write rows in the given order; equal rows give equal bytes."""
     tensors = {"logps": torch.tensor([value for row in rows for value in row.logps], dtype=torch.float32)}
     pieces = [piece for row in rows if row.hidden is not None for piece in row.hidden]
     if pieces:
@@ -52,3 +52,15 @@ def write_shard(path: Path, rows: list[ShardRow]) -> None:
         "contents": json.dumps([row.content for row in rows]),
     }
     save_file(tensors, path, metadata=metadata)
+    _sort_header(path)
+
+
+def _sort_header(path: Path) -> None:
+    """Put the file's header in a fixed order: safetensors writes metadata in the order of a random hash."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, "the same entries in another order take the same space"
+        file.seek(8)
+        file.write(text.ljust(size))
