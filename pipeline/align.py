@@ -23,6 +23,7 @@ from typing import Any
 
 from pipeline.config import BUILD_GPT_NEOX, RISK_METHODS, LossConfig, RunConfig
 from pipeline.digests import digest_file
+from pipeline.errors import ConfigError
 from pipeline.graph import PlannedStage, Stage, StageContext, plan
 from pipeline.models.source import ModelSource, resolve_model
 
@@ -212,9 +213,14 @@ class AlignmentRun:
         from pipeline.models.load import context_tokens, load_tokenizer
 
         model = self._base.path(context)
-        tokenise(
-            self.run.data, context.inputs["data"].path, load_tokenizer(model), context_tokens(model), context.out_dir
-        )
+        longest = context_tokens(model)
+        needed = self.run.data.max_prompt_tokens + self.run.evaluation.max_new_tokens
+        if needed > longest:
+            raise ConfigError(
+                f"data.max_prompt_tokens + evaluation.max_new_tokens is {needed}, but the model's context is "
+                f"{longest} tokens: lower one of them"
+            )
+        tokenise(self.run.data, context.inputs["data"].path, load_tokenizer(model), longest, context.out_dir)
         pairs = _read_json(context.out_dir / "stats.json")["rows"]
         context.info["note"] = ", ".join(f"{name} {count:,}" for name, count in pairs.items()) + " pairs"
 

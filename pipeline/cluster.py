@@ -39,6 +39,9 @@ def connected(config: ClusterConfig, storage: Path) -> Iterator[str]:
     """
     # Polled by Train's controller: two seconds more at the end of every stage otherwise.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # A worker group may have to wait until actors of another stage give their CPUs back. Ray's own limit is a
+    # minute, after which it would try again for ever.
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.resource_wait_s)
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,

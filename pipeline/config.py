@@ -256,8 +256,9 @@ class ClusterConfig(Section):
     max_actors: PositiveInt = 2
     autoscaling: bool = False
     """The cluster grows on demand: wait for resources instead of refusing the run."""
-    resource_wait_s: PositiveFloat = 600.0
-    """Longest wait for an autoscaling cluster to offer what the run needs."""
+    resource_wait_s: PositiveFloat = 1800.0
+    """Longest wait for an autoscaling cluster to offer what the run needs, and for a worker group to start
+    while other stages hold the resources."""
     dashboard_port: int | None = Field(None, gt=0, lt=65536)
     """Serve Ray's dashboard on this port; only for a Ray that this job starts itself."""
 

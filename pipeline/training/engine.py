@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Engine:
         import deepspeed
 
         model = load_model(source, dtype)
+        loaded = weights_digest(model.named_parameters()) if torch.distributed.get_rank() == 0 else ""
         model.train()
         config: dict[str, Any] = {
             # Only the ratio of the first two matters to DeepSpeed; sequence lengths and row counts are ours.
@@ -83,7 +84,7 @@ class Engine:
         self.rank: int = torch.distributed.get_rank()
         self.world_size: int = torch.distributed.get_world_size()
         self.micro_batches = micro_batches
-        self.source_digest = self._check_weights(source, dtype)
+        self.source_digest = self._check_weights(source, dtype, loaded)
 
     # -- steps ---------------------------------------------------------------------------------------------
 
@@ -120,13 +121,19 @@ class Engine:
         return sums[:-1]
 
     @torch.no_grad()
-    def evaluate(self, micro_batches: Sequence[Batch], task: Task) -> Tensor:
-        """Metric sums over this rank's micro-batches and all ranks (every rank brings the same number)."""
+    def evaluate(self, micro_batches: Iterable[Batch], task: Task) -> Tensor:
+        """Metric sums over this rank's micro-batches and all ranks (every rank brings the same number).
+
+        Raises:
+            TrainingError: on every rank, when a sum is not finite.
+        """
         self._engine.eval()
         sums = torch.zeros(len(task.metric_names), device=self.device)
         for batch in micro_batches:
             sums += self._engine(self._to_device(batch), task)[1].float()
         torch.distributed.all_reduce(sums)
+        if not bool(torch.isfinite(sums).all()):
+            raise TrainingError("a validation metric is not finite: training diverged; lower train.optim.lr")
         return sums
 
     @property
@@ -168,13 +175,16 @@ class Engine:
         tokenizer.save_pretrained(out_dir)
         return weights_digest(gathered.items())
 
-    def _check_weights(self, source: Path, dtype: torch.dtype) -> str:
+    def _check_weights(self, source: Path, dtype: torch.dtype, loaded: str) -> str:
+        """Digest of what the engine holds (rank 0), equal to what was loaded and to what the files hold."""
         gathered = dict(self.weights())
         verdict: list[str] = [""]
         digest = ""
         if self.rank == 0:
             digest = weights_digest(gathered.items())
             verdict[0] = _first_difference(gathered, source, dtype)
+            if not verdict[0] and digest != loaded:
+                verdict[0] = "partitioning changed a parameter"
         torch.distributed.broadcast_object_list(verdict, src=0)
         if verdict[0]:
             raise TrainingError(f"the weights inside the training engine differ from {source}: {verdict[0]}")
@@ -189,7 +199,7 @@ def _first_difference(gathered: dict[str, Tensor], source: Path, dtype: torch.dt
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
                 if name not in gathered:
-                    continue  # buffers, and the second name of a tied weight
+                    continue  # a buffer, a tied weight's second name, or a name that loading translates
                 stored = file.get_tensor(name).to(dtype)
                 if stored.shape != gathered[name].shape or not torch.equal(stored, gathered[name]):
                     return name

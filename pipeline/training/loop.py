@@ -6,7 +6,7 @@ It knows neither the algorithm (a `Task`) nor DeepSpeed's insides (an `Engine`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from pipeline.config import OptimConfig
 from pipeline.data.order import global_batch, num_batches, shard
 from pipeline.training.engine import Engine
 from pipeline.training.schedule import learning_rate
-from pipeline.training.task import Batch, Task
+from pipeline.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,10 @@ def train(
         epoch, index = divmod(step, per_epoch)
         rows = global_batch(task.num_rows, plan.batch_size, plan.seed, epoch, index)
         lr = learning_rate(plan.optim, step, plan.total_steps)
-        batches = _collate(engine, task, rows, plan.micro_batch_size, engine.micro_batches)
-        sums = engine.train_step(batches, task, task.normaliser(rows), lr)
+        mine = shard(rows, engine.rank, engine.world_size, plan.micro_batch_size)
+        # A short last batch is filled up with padding of weight zero.
+        mine += [[None]] * (engine.micro_batches - len(mine))
+        sums = engine.train_step([task.collate(micro) for micro in mine], task, task.normaliser(rows), lr)
         metrics = _means(task, sums, task.normaliser(rows))
         log({"step": step + 1, "split": "train", "epoch": epoch, **metrics, "lr": lr, "grad_norm": engine.grad_norm})
         done = step + 1 == plan.total_steps
@@ -63,17 +65,11 @@ def train(
 
 
 def evaluate(engine: Engine, task: Task, plan: LoopPlan) -> dict[str, float]:
-    """Metrics over all rows of a task."""
+    """Metrics over all rows of a task, one micro-batch in memory at a time."""
     rows = list(range(task.num_rows))
-    sums = engine.evaluate(_collate(engine, task, rows, plan.micro_batch_size, 0), task)
+    mine = shard(rows, engine.rank, engine.world_size, plan.micro_batch_size)
+    sums = engine.evaluate((task.collate(micro) for micro in mine), task)
     return _means(task, sums, task.normaliser(rows))
-
-
-def _collate(engine: Engine, task: Task, rows: Sequence[int], micro_batch_size: int, at_least: int) -> list[Batch]:
-    """This rank's micro-batches; a short last batch is filled up to ``at_least`` with padding of weight zero."""
-    mine = shard(list(rows), engine.rank, engine.world_size, micro_batch_size)
-    mine += [[None]] * (at_least - len(mine))
-    return [task.collate(micro) for micro in mine]
 
 
 def _means(task: Task, sums: Tensor, normaliser: float) -> dict[str, float]:

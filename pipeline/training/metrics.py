@@ -32,18 +32,8 @@ class MetricsLog:
         self._run: Any = None
         mode = wandb_mode(wandb_config)
         if mode != "disabled":
-            import wandb
-
             wandb_dir.mkdir(parents=True, exist_ok=True)
-            self._run = wandb.init(
-                project=wandb_config.project,
-                entity=wandb_config.entity,
-                name=name,
-                config=run_config,
-                dir=str(wandb_dir),
-                mode=mode,
-                settings=wandb.Settings(silent=True, console="off"),
-            )
+            self._run = _start_wandb(wandb_config, mode, wandb_dir, name, run_config)
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -60,3 +50,26 @@ class MetricsLog:
         self._file.close()
         if self._run is not None:
             self._run.finish(exit_code=0 if error is None else 1)
+
+
+def _start_wandb(config: WandbConfig, mode: Any, directory: Path, name: str, run_config: dict[str, Any]) -> Any:
+    """A W&B run; one that cannot reach its server becomes an offline one, for a tracker must not end a training."""
+    import wandb
+
+    def start(mode: Any) -> Any:
+        return wandb.init(
+            project=config.project,
+            entity=config.entity,
+            name=name,
+            config=run_config,
+            dir=str(directory),
+            mode=mode,
+            settings=wandb.Settings(silent=True, console="off", init_timeout=30),
+        )
+
+    try:
+        return start(mode)
+    except wandb.errors.Error:
+        if mode == "offline" or config.mode == "online":
+            raise
+        return start("offline")

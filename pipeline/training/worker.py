@@ -13,9 +13,6 @@ from pipeline.cluster import ray_errors
 from pipeline.config import RunConfig
 from pipeline.progress import Report, relayed, reporter
 
-_START_TIMEOUT_S = 300.0
-"""A group that has not started by then is an error; Ray would wait for ever."""
-
 
 @dataclass(frozen=True)
 class TrainSpec:

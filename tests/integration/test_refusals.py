@@ -86,7 +86,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def refused(output: str, code: int, words: list[str]) -> None:
     assert code not in (0, 70), output
     assert "Traceback" not in output
-    (message,) = [part for part in output.split("error: ")[1:]]
+    (message,) = output.split("error: ")[1:]
     for word in words:
         assert word in message, f"{word!r} is not in: {message}"
 
