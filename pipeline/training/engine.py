@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -84,6 +85,10 @@ class Engine:
         self.rank: int = torch.distributed.get_rank()
         self.world_size: int = torch.distributed.get_world_size()
         self.micro_batches = micro_batches
+        # Without partitioning and in float32 DeepSpeed clips but does not tell the norm.
+        self._unpartitioned = optim.zero_stage == 0 and dtype == torch.float32
+        self.grad_norm = 0.0
+        """Norm of the last step's gradient, before clipping."""
         self.source_digest = self._check_weights(source, dtype, loaded)
 
     # -- steps ---------------------------------------------------------------------------------------------
@@ -115,8 +120,12 @@ class Engine:
                 "the loss is not finite: a response has probability zero under the policy, or training diverged; "
                 "lower train.optim.lr or raise loss.beta"
             )
+        if self._unpartitioned:
+            self.grad_norm = float(torch.nn.utils.get_total_norm(self._gradients()))
         self._engine.step()
-        if not torch.isfinite(torch.tensor(self.grad_norm)):
+        if not self._unpartitioned:
+            self.grad_norm = float(self._engine.get_global_grad_norm())
+        if not math.isfinite(self.grad_norm):
             raise TrainingError("the gradient is not finite: training diverged; lower train.optim.lr")
         return sums[:-1]
 
@@ -136,10 +145,8 @@ class Engine:
             raise TrainingError("a validation metric is not finite: training diverged; lower train.optim.lr")
         return sums
 
-    @property
-    def grad_norm(self) -> float:
-        """Norm of the last step's gradient, before clipping."""
-        return float(self._engine.get_global_grad_norm() or 0.0)
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None]
 
     def _to_device(self, batch: Batch) -> dict[str, Tensor]:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}

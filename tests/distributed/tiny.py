@@ -59,11 +59,16 @@ def plain_sums(model: nn.Module, reference: nn.Module, pair: PairTokens, ids: li
         log_ref = reference(tokens).logits[0, start:-1].log_softmax(-1)
     labels = torch.tensor(ids).unsqueeze(-1)
     ratio, p = log_ref - log_pi, log_ref.exp()
-    order = ratio.detach().argsort(-1, descending=True)
-    sorted_p = p.gather(-1, order)
-    before = sorted_p.cumsum(-1) - sorted_p
-    weight = (risk.level - before).clamp_min(0).minimum(sorted_p) / risk.level
-    cvar = (weight * ratio.gather(-1, order)).sum(-1)
+    # The tail by a sort; entries tied with the VaR share its remaining mass in proportion to pi_ref.
+    fixed = ratio.detach()
+    order = fixed.argsort(-1, descending=True)
+    position = (p.gather(-1, order).cumsum(-1) < risk.level).sum(-1, keepdim=True).clamp_max(p.shape[-1] - 1)
+    var = fixed.gather(-1, order.gather(-1, position))
+    tied = (fixed - var).abs() <= 1e-5 * (1 + var.abs())
+    above = (fixed > var) & ~tied
+    rest = risk.level - (p * above).sum(-1, keepdim=True)
+    q = (p * above + p * tied * rest / (p * tied).sum(-1, keepdim=True)) / risk.level
+    cvar = (q * ratio).sum(-1)
     return torch.stack(
         [
             log_pi.gather(-1, labels).sum(),
