@@ -364,19 +364,26 @@ def _explained(what: str, within: Path | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except ArtifactError:
-        raise
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if within is not None and not _concerns(error, within) and not (full and error.filename is None):
-            raise
-        if full:
+    except Exception as error:
+        if _disk_is_full(error, within):
             raise ArtifactError(
                 f"{what}: the disk is full; free some space or set --storage to another disk"
             ) from error
+        if not isinstance(error, OSError) or (within is not None and not _concerns(error, within)):
+            raise
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise ArtifactError(f"{what}: {error.strerror}; set --storage to a directory you may write") from error
         raise
+
+
+def _disk_is_full(error: BaseException, within: Path | None) -> bool:
+    """Whether a full disk is behind an error. Libraries and other processes wrap it in errors of their own, some
+    with nothing left of it but the system's sentence."""
+    if isinstance(error, OSError) and error.errno is not None:
+        if within is not None and error.filename is not None and not _concerns(error, within):
+            return False
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return os.strerror(errno.ENOSPC) in str(error)
 
 
 def _concerns(error: OSError, directory: Path) -> bool:

@@ -37,7 +37,7 @@ def align(request: JobRequest) -> int:
     log_path = storage / "logs" / f"align-{datetime.now():%Y%m%d-%H%M%S}.log"
     quiet_libraries(log_path)
     with Console(log_path) as console:
-        console.line(f"Ra-DPO alignment: recipe {request.recipe}, storage {storage}")
+        console.line(f"Ra-DPO alignment: recipe {_name(request)}, storage {storage}")
         from pipeline.align import AlignmentRun
 
         run = AlignmentRun(_name(request), request.run, storage)
