@@ -27,7 +27,7 @@ case "$command" in
 head)
     # Made once and kept; the other machines need the same file (see the README).
     ray get-auth-token --generate >/dev/null
-    ray start --head --port "$PORT" --dashboard-port "$DASHBOARD_PORT" "$@"
+    exec ray start --head --port "$PORT" --dashboard-port "$DASHBOARD_PORT" "$@"
     ;;
 worker)
     host="${1:-}"
@@ -37,10 +37,10 @@ worker)
         echo "error: no token on this machine: copy ~/.ray/auth_token from the head node" >&2
         exit 1
     }
-    ray start --address "$host:$PORT" "$@"
+    exec ray start --address "$host:$PORT" "$@"
     ;;
 submit)
-    ray job submit --address "http://127.0.0.1:$DASHBOARD_PORT" --working-dir . -- python jobs/align.py "$@"
+    exec ray job submit --address "http://127.0.0.1:$DASHBOARD_PORT" --working-dir . -- python jobs/align.py "$@"
     ;;
 stop)
     # Ray's own command: it ends every Ray process of this user on this machine.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -63,12 +65,15 @@ def cluster() -> Iterator[dict[str, str]]:
         yield environment
     finally:
         for node in reversed(nodes):
-            os.killpg(node.pid, signal.SIGTERM)
+            node.send_signal(signal.SIGTERM)
         for node in nodes:
-            try:
-                node.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                os.killpg(node.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                node.wait(timeout=30)
+        # Whatever Ray left of this cluster, known by its own temporary directory.
+        for process in psutil.process_iter(["cmdline"]):
+            if any(str(home) in part for part in process.info["cmdline"] or []):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         shutil.rmtree(home, ignore_errors=True)
 
 
