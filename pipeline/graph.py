@@ -92,14 +92,25 @@ def plan(stages: Sequence[Stage], versions: Mapping[str, str]) -> dict[str, Plan
     return planned
 
 
-def execute(planned: Mapping[str, PlannedStage], store: Store, observer: Observer) -> dict[str, Artifact]:
-    """Run what is not committed and return every artefact, verified.
+def reuse(planned: Mapping[str, PlannedStage], store: Store, observer: Observer) -> dict[str, Artifact]:
+    """Every artefact that is committed, verified; a damaged one is removed, to be made again."""
+    found = ((name, _reuse(item, store, observer)) for name, item in planned.items())
+    return {name: artifact for name, artifact in found if artifact is not None}
 
-    A damaged artefact is removed and made again. The first failure stops the start of further stages and is
-    raised; stages that run at that moment are left to the end of the process (their artefacts are not
-    committed half-done in any case).
+
+def execute(
+    planned: Mapping[str, PlannedStage],
+    store: Store,
+    observer: Observer,
+    have: Mapping[str, Artifact] | None = None,
+) -> dict[str, Artifact]:
+    """Run what is missing and return every artefact, verified.
+
+    ``have`` are the artefacts that are there already (None: whatever `reuse` finds). The first failure stops
+    the start of further stages and is raised; stages that run at that moment are left to the end of the process
+    (their artefacts are not committed half-done in any case).
     """
-    artifacts: dict[str, Artifact] = {}
+    artifacts = dict(reuse(planned, store, observer) if have is None else have)
     running: set[str] = set()
     results: queue.Queue[tuple[str, Artifact | BaseException]] = queue.Queue()
 
@@ -109,21 +120,13 @@ def execute(planned: Mapping[str, PlannedStage], store: Store, observer: Observe
         except BaseException as error:
             results.put((item.stage.name, error))
 
-    while len(artifacts) < len(planned):
+    while any(name not in artifacts for name in planned):
         for name, item in planned.items():
             if name in artifacts or name in running or any(need not in artifacts for need in item.stage.inputs):
-                continue
-            found = _reuse(item, store, observer)
-            if found is not None:
-                artifacts[name] = found
                 continue
             running.add(name)
             # Daemon threads: a failure elsewhere must be able to end the process at once.
             threading.Thread(target=work, args=(item,), name=f"stage-{name}", daemon=True).start()
-        if len(artifacts) == len(planned):
-            break
-        if not running:
-            continue
         finished = [results.get()]
         while not results.empty():  # a failure that waits behind a success must stop what that would start
             finished.append(results.get())

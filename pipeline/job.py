@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,22 +49,20 @@ def align(request: JobRequest) -> int:
 
 
 def _execute(run: AlignmentRun, store: Store, console: Console) -> dict[str, Artifact]:
-    from pipeline.graph import execute
+    from pipeline.graph import execute, reuse
 
-    run.reused = tuple(name for name, item in run.planned.items() if store.exists(name, item.key))
-    with contextlib.ExitStack() as stack:
-        if len(run.reused) < len(run.planned):
-            stack.enter_context(_ray(run, console))
-        return execute(run.planned, store, console)
-
-
-@contextlib.contextmanager
-def _ray(run: AlignmentRun, console: Console) -> Iterator[None]:
+    have = reuse(run.planned, store, console)
+    run.reused = tuple(have)
+    if "data" not in have:
+        # Faults of the data are the commonest ones: find them before a cluster is started or joined.
+        have |= execute({"data": run.planned["data"]}, store, console, {})
+    if len(have) == len(run.planned):
+        return have
     from pipeline.cluster import connected
 
     with connected(run.run.cluster, run.storage) as described:
         console.line(described)
-        yield
+        return execute(run.planned, store, console, have)
 
 
 def _name(request: JobRequest) -> str:

@@ -100,7 +100,10 @@ def test_refused_with_one_message(name: str, recipe: Path, tmp_path: Path) -> No
     base += [] if "--storage" in arguments else ["--storage", str(storage)]
     code, output = job.run([*base, *arguments])
     refused(output, code, words)
-    assert not list(storage.glob("artifacts/*/*")), "nothing may look like a result"
+    # What is wrong with the cluster is found after the data was read; everything else before anything is done.
+    found = list(storage.glob("artifacts/*/*"))
+    assert [path.parent.name for path in found] == (["data"] if "cluster." in words[0] else [])
+    assert all((path / "manifest.json").is_file() for path in found), "nothing half-written may look like a result"
     assert not list(storage.glob("staging/*")), "nothing half-written stays"
     assert not list(storage.glob("reports/*"))
 
