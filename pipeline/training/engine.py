@@ -56,7 +56,6 @@ class Engine:
 
         model = load_model(source, dtype)
         loaded = weights_digest(model.named_parameters()) if torch.distributed.get_rank() == 0 else ""
-        model.train()
         config: dict[str, Any] = {
             # Only the ratio of the first two matters to DeepSpeed; sequence lengths and row counts are ours.
             "train_micro_batch_size_per_gpu": 1,

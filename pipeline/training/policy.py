@@ -14,11 +14,19 @@ class PolicyWithObjective(nn.Module):
     The head's weight is read inside this module's forward: under ZeRO-3 that is what gathers it, for the
     forward and again for the hand-written backward. The task is an argument and not a member, for it is no
     part of the model and changes between training and validation.
+
+    The model stays in evaluation mode: dropout would make a policy that equals its reference look as if it had
+    moved (the first loss would not be ln 2), and its noise would depend on the number of workers.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+
+    def train(self, mode: bool = True) -> PolicyWithObjective:
+        super().train(mode)
+        self.model.eval()
+        return self
 
     def forward(self, batch: Batch, task: Task) -> tuple[Tensor, Tensor]:
         hidden = final_hidden(self.model, batch["input_ids"], batch["attention_mask"])

@@ -63,7 +63,7 @@ def run_workers(options: dict, world_size: int, folder: Path, env: dict[str, str
 def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """Model, its reference artefact, and the plain loss curve with a live reference."""
     root = tmp_path_factory.mktemp("zero")
-    tiny.save_model(root / "model", tied=request.param)
+    tiny.save_model(root / "model", vocab_size=tiny.PARTITIONED_VOCAB, tied=request.param)
     pairs = tiny.random_pairs(PAIRS)
     reference = AutoModelForCausalLM.from_pretrained(root / "model").eval()
     (root / "reference").mkdir()
