@@ -47,7 +47,7 @@ def read_rows(config: DataConfig) -> Iterator[Located]:
 
 def source_digest(config: DataConfig) -> str:
     """sha256 (hex) that changes with the source's contents: the bytes of the files and their relative names,
-    or, for a hub data set, its id and the commit that the revision stands for now.
+    or, for a hub data set, its id, the split that is read and the commit that the revision stands for now.
 
     Raises DataError when the source is missing or the hub cannot be asked.
     """
@@ -57,7 +57,7 @@ def source_digest(config: DataConfig) -> str:
     elif is_local(config.path):
         files = _local_files(config.path)
     else:
-        digest.update(f"hub\n{config.path}\n{_hub_commit(config)}\n".encode())
+        digest.update(f"hub\n{config.path}\n{config.hub_split}\n{_hub_commit(config)}\n".encode())
         return digest.hexdigest()
     for name, file in files.items():
         try:

@@ -193,6 +193,7 @@ def test_a_pinned_commit_needs_no_network_for_its_digest() -> None:
     one = source_digest(DataConfig(path="org/name", hub_revision=COMMIT))
     assert one == source_digest(DataConfig(path="org/name", hub_revision=COMMIT))
     assert one != source_digest(DataConfig(path="org/name", hub_revision=COMMIT[::-1]))
+    assert one != source_digest(DataConfig(path="org/name", hub_revision=COMMIT, hub_split="test"))
 
 
 def test_rows_through_the_datasets_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
