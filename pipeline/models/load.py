@@ -102,8 +102,8 @@ def final_hidden(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) ->
 def check_head(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> None:
     """Refuse an architecture whose logits are not head(final hidden states).
 
-    Some architectures scale, cap or adapt their logits on the way out; rebuilding them from stored hidden
-    states would silently give another distribution.
+    Some architectures scale, cap or adapt their logits on the way out. Losses, reference and evaluation all form
+    logits as head(hidden): with such a model they would silently be about another distribution.
 
     Raises:
         ModelError: when the two differ by more than rounding.
@@ -123,8 +123,7 @@ def check_head(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> N
         error = f"largest relative difference {worst:.2g}"
     raise ModelError(
         f"{type(model).__name__} does not compute its logits as head(hidden) ({error}): it scales, caps or adapts "
-        "them, which the reference tier 'hidden' does not reproduce; use --reference.tier scalar with "
-        "--loss.method dpo, or another model"
+        "them, which the losses do not reproduce; set model.path to another model"
     )
 
 

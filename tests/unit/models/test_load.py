@@ -55,7 +55,7 @@ class TestCheckHead:
         ],
     )
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_heads_that_the_hidden_tier_reproduces(self, family: str, options: dict[str, Any], dtype: Any) -> None:
+    def test_heads_that_are_reproduced(self, family: str, options: dict[str, Any], dtype: Any) -> None:
         check_head(tiny(family, options).to(dtype), IDS, MASK)
 
     @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ class TestCheckHead:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_logits_that_are_scaled_or_capped(self, family: str, options: dict[str, Any], dtype: Any) -> None:
         model = tiny(family, options).to(dtype)
-        with pytest.raises(ModelError, match=rf"{family}ForCausalLM does not compute .*--reference\.tier scalar"):
+        with pytest.raises(ModelError, match=rf"{family}ForCausalLM does not compute .*model\.path"):
             check_head(model, IDS, MASK)
 
     def test_a_bias_is_found(self) -> None:
