@@ -78,8 +78,9 @@ def _download(repo: str, revision: str | None) -> Path:
     cached_only = False
     try:
         try:
-            # Asked here because snapshot_download would wait for a silent network for ever.
-            revision = HfApi().model_info(repo, revision=revision, timeout=_HUB_TIMEOUT_S).sha
+            # Asked here because snapshot_download would wait for a silent network for ever. The commit it answers with
+            # is not passed on: the cache would then not know the revision's name, and have nothing without a network.
+            HfApi().model_info(repo, revision=revision, timeout=_HUB_TIMEOUT_S)
         except known:
             raise
         except Exception:

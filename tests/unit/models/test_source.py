@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -140,6 +141,22 @@ class TestHub:
         found = resolve_model(ModelConfig(path="someone/small"))
         assert found.path == cached / "snapshots" / ("0" * 40)
         assert found.digest == digest(built_model)
+
+    def test_a_download_keeps_the_name_of_its_revision(
+        self, monkeypatch: pytest.MonkeyPatch, built_model: Path
+    ) -> None:
+        """Asked for by its commit, a model would be in the cache but could not be found there without the hub."""
+        asked = []
+
+        def download(repo: str, **options: object) -> str:
+            asked.append((repo, options["revision"]))
+            return str(built_model)
+
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(sha="0" * 40))
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+        resolve_model(ModelConfig(path="someone/small"))
+        resolve_model(ModelConfig(path="someone/small", revision="v2"))
+        assert asked == [("someone/small", None), ("someone/small", "v2")]
 
     @pytest.mark.parametrize("repo", ["no such model", "--x", "a..b"])
     def test_neither_directory_nor_hub_id(self, repo: str) -> None:
