@@ -42,6 +42,8 @@ def connected(config: ClusterConfig, storage: Path) -> Iterator[str]:
     # A worker group may have to wait until actors of another stage give their CPUs back. Ray's own limit is a
     # minute, after which it would try again for ever.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.resource_wait_s)
+    # A stage that still runs when another one has failed must not start a new Ray after the shutdown below.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
@@ -61,7 +63,7 @@ def connected(config: ClusterConfig, storage: Path) -> Iterator[str]:
     if address != "local":
         try:
             ray.init(address=address, **options)
-        except (ConnectionError, RuntimeError, OSError) as error:
+        except (ConnectionError, RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
             raise ClusterError(
                 f"cluster.address: cannot join the Ray cluster at {address!r}: {_first_line(error)}; "
                 "check `ray status`, and RAY_AUTH_MODE=token if the cluster asks for a token"
