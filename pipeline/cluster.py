@@ -126,6 +126,11 @@ def _refuse_dead_address(address: str) -> None:
                 "start one with `ray start --head`, or leave the option out to start a local one"
             )
         return
+    if address.startswith(("http://", "https://")):
+        raise ClusterError(
+            f"cluster.address: {address!r} is the address of a dashboard, for submitting jobs; give host:port of "
+            "the head node (`ray start --head` prints it), or use `ray job submit --address` with this one"
+        )
     if "://" not in address and not _answers(address):
         raise ClusterError(
             f"cluster.address: nothing answers at {address!r}; give host:port of a running head node "

@@ -74,7 +74,6 @@ CASES: dict[str, tuple[Callable[[Path], list[str]] | list[str], list[str]]] = {
     "missing model": (["--model.path", "./no-such-model"], ["model.path", "no-such-model"]),
     "model without weights": (model_without_weights, ["model", "safetensors"]),
     "dead cluster": (["--cluster.address", "127.0.0.1:1"], ["cluster.address", "127.0.0.1:1"]),
-    "dashboard as cluster": (["--cluster.address", "http://127.0.0.1:1"], ["cluster.address", "http://127.0.0.1:1"]),
     "busy port": (busy_port, ["cluster.dashboard_port", "in use"]),
 }
 

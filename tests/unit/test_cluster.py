@@ -101,6 +101,10 @@ class TestAddresses:
         with pytest.raises(ClusterError, match=r"cluster\.address: nothing answers at .*ray start --head"):
             cluster._refuse_dead_address(address)
 
+    def test_a_dashboard(self) -> None:
+        with pytest.raises(ClusterError, match=r"cluster\.address: 'http://head:8265' is the address of a dashboard"):
+            cluster._refuse_dead_address("http://head:8265")
+
     def test_auto_without_a_cluster(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cluster, "_running_here", lambda: None)
         with pytest.raises(ClusterError, match="'auto': no running Ray cluster"):
