@@ -53,9 +53,9 @@ class DataConfig(Section):
     group_column: str | None = None
     """Column whose rows must stay in one split; None groups rows by prompt (hh: by first human turn)."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
-    """Share of groups used for selection and early stopping."""
+    """Share of groups on which training is watched, and on which choices may be made."""
     test_fraction: float = Field(0.2, gt=0, lt=1)
-    """Share of groups used for the report and the gate, and for nothing else."""
+    """Share of groups used for the report, and for nothing else."""
     split_seed: int = Field(0, ge=0)
     max_train_pairs: PositiveInt | None = None
     """Use at most this many training pairs (a deterministic subset); None uses all."""
