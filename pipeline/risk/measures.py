@@ -37,7 +37,7 @@ _MAX_ROOT_STEPS = 100
 
 def log_ratio(log_ref: Tensor, log_pi: Tensor) -> Tensor:
     """L = log pi_ref - log pi ``[N, V]``, and 0 where the reference gives no mass (0 * inf must not be NaN)."""
-    return torch.where(log_ref == -torch.inf, torch.zeros_like(log_pi), log_ref - log_pi)
+    return (log_ref - log_pi).masked_fill_(log_ref == -torch.inf, 0.0)
 
 
 def mean_value(log_ref: Tensor, log_pi: Tensor, level: float) -> ValueAndAnchor:
@@ -114,7 +114,8 @@ def _rockafellar_uryasev(ratio: Tensor, p: Tensor, level: float) -> tuple[Tensor
     f is convex and piecewise linear with right slope 1 - P(L > c) / level. Tangents at both ends of a bracket
     bound it from below; where they cross is the next trial point. A row is done when f meets that bound (the
     minimum is found) and the atoms tied with the trial point hold the mass at which the tail begins (the
-    minimiser is found). Every eighth step halves the bracket, so that the worst case is that of bisection.
+    minimiser is found). Every eighth step halves the bracket, and from the 16th on every second one, for rounding can
+    stall the crossing: bisection then ends the search well within the allowed steps.
     """
     var, minimum = torch.empty_like(ratio[:, 0]), torch.empty_like(ratio[:, 0])
     # Rows still searched. Most need about seven passes over [N, V] and a few need thirty, so finished rows leave.
@@ -142,7 +143,7 @@ def _rockafellar_uryasev(ratio: Tensor, p: Tensor, level: float) -> tuple[Tensor
         width = high - low
         crossing = low + (f_high - f_low - slope_high * width) / (slope_low - slope_high)
         usable = (crossing > low) & (crossing < high)
-        if step % 8 == 7:
+        if step % 8 == 7 or (step >= 16 and step % 2 == 1):
             usable = torch.zeros_like(usable)
         trial = torch.where(usable, crossing, low + 0.5 * width)
         f_trial, slope_trial = search.evaluate(trial)

@@ -161,3 +161,26 @@ def test_a_record_that_does_not_fit_is_refused() -> None:
             MEASURES[0],
             block_bytes=1,
         )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("measure", MEASURES, ids=lambda m: m.label)
+def test_cuda_agrees_with_the_cpu(measure: Measure) -> None:
+    results = []
+    for device in ("cpu", "cuda"):
+        x = inputs(torch.float32)
+        moved = {name: x[name].detach().to(device).requires_grad_() for name in ("hidden", "weight", "bias")}
+        head = Head(x["ref_head"].weight.to(device), x["ref_head"].bias.to(device))
+        scores = sequence_scores(
+            moved["hidden"],
+            Head(moved["weight"], moved["bias"]),
+            HiddenReference(x["ref_hidden"].to(device), head),
+            x["labels"].to(device),
+            x["mask"].to(device),
+            measure,
+            block_bytes=5000,
+        )
+        (scores.logps.sum() + scores.risk.sum()).backward()
+        results.append([scores.logps, scores.risk, *(leaf.grad for leaf in moved.values())])
+    for one, two in zip(*results, strict=True):
+        assert torch.allclose(one, two.cpu(), atol=1e-4)

@@ -120,6 +120,18 @@ def test_cvar_gradient_is_a_directional_derivative(level: float) -> None:
         assert (ahead - behind) / (2 * step) == pytest.approx(slope, abs=1e-4)
 
 
+def test_the_tail_has_its_mass_in_single_precision_at_a_large_vocabulary() -> None:
+    """No entry of q above pi_ref / level: in one of these rows rounding stalls the search for the VaR."""
+    torch.manual_seed(9)
+    log_ref, log_pi = torch.randn(64, 50_000), torch.randn(64, 50_000)
+    log_pi = (log_ref + log_pi).log_softmax(-1)
+    log_ref = log_ref.log_softmax(-1)
+    measure = Measure("cvar", 0.01)
+    value, q = both(measure, log_ref, log_pi)
+    assert (q <= log_ref.exp() / measure.level * (1 + 1e-4)).all()
+    assert torch.allclose((q.double() * (log_ref - log_pi).double()).sum(-1), value.double(), atol=1e-5)
+
+
 @pytest.mark.parametrize("measure", ALL, ids=lambda m: m.label)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_at_the_reference_q_is_the_reference(measure: Measure, dtype: torch.dtype) -> None:
