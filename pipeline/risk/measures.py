@@ -70,8 +70,10 @@ def cvar_distorted(log_ref: Tensor, log_pi: Tensor, level: float, anchor: Tensor
         return p
     ratio, edge = log_ratio(log_ref, log_pi), anchor.unsqueeze(-1)
     tie = _TIE * (1 + edge.abs())
-    above = torch.where(ratio > edge + tie, p, 0.0)
-    tied = torch.where((ratio - edge).abs() <= tie, p, 0.0)
+    # The comparisons of the search, so that rounding cannot leave an atom neither above nor tied.
+    is_above = ratio > edge + tie
+    above = torch.where(is_above, p, 0.0)
+    tied = torch.where((ratio > edge - tie) & ~is_above, p, 0.0)
     above_mass, tied_mass = above.sum(-1, keepdim=True), tied.sum(-1, keepdim=True)
     share = ((level - above_mass) / tied_mass).nan_to_num(0.0, 0.0, 0.0).clamp(0.0, 1.0)
     q = torch.addcmul(above, share, tied)
@@ -114,8 +116,7 @@ def _rockafellar_uryasev(ratio: Tensor, p: Tensor, level: float) -> tuple[Tensor
     f is convex and piecewise linear with right slope 1 - P(L > c) / level. Tangents at both ends of a bracket
     bound it from below; where they cross is the next trial point. A row is done when f meets that bound (the
     minimum is found) and the atoms tied with the trial point hold the mass at which the tail begins (the
-    minimiser is found). Every eighth step halves the bracket, and from the 16th on every second one, for rounding can
-    stall the crossing: bisection then ends the search well within the allowed steps.
+    minimiser is found). Every eighth step halves the bracket, so that the worst case is that of bisection.
     """
     var, minimum = torch.empty_like(ratio[:, 0]), torch.empty_like(ratio[:, 0])
     # Rows still searched. Most need about seven passes over [N, V] and a few need thirty, so finished rows leave.
@@ -143,7 +144,7 @@ def _rockafellar_uryasev(ratio: Tensor, p: Tensor, level: float) -> tuple[Tensor
         width = high - low
         crossing = low + (f_high - f_low - slope_high * width) / (slope_low - slope_high)
         usable = (crossing > low) & (crossing < high)
-        if step % 8 == 7 or (step >= 16 and step % 2 == 1):
+        if step % 8 == 7:
             usable = torch.zeros_like(usable)
         trial = torch.where(usable, crossing, low + 0.5 * width)
         f_trial, slope_trial = search.evaluate(trial)

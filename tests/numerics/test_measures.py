@@ -121,7 +121,7 @@ def test_cvar_gradient_is_a_directional_derivative(level: float) -> None:
 
 
 def test_the_tail_has_its_mass_in_single_precision_at_a_large_vocabulary() -> None:
-    """No entry of q above pi_ref / level: in one of these rows rounding stalls the search for the VaR."""
+    """No entry of q above pi_ref / level: in one of these rows an atom lies just at the edge of the tie."""
     torch.manual_seed(9)
     log_ref, log_pi = torch.randn(64, 50_000), torch.randn(64, 50_000)
     log_pi = (log_ref + log_pi).log_softmax(-1)
