@@ -27,7 +27,7 @@ from pipeline.errors import ConfigError
 from pipeline.graph import PlannedStage, Stage, StageContext, plan
 from pipeline.models.source import ModelSource, resolve_model
 
-LIBRARIES = ("torch", "transformers")
+LIBRARIES = ("numpy", "torch", "transformers")
 """Their versions are part of every key: another one may compute other numbers."""
 
 _DATA_READING = (
@@ -106,9 +106,9 @@ class AlignmentRun:
 
     def _stages(self) -> list[Stage]:
         run = self.run
-        numerics = {"dtype": run.model.dtype, "head_block_bytes": run.train.head_block_bytes}
+        numerics = {"dtype": run.model.dtype, "device": _device(run), "head_block_bytes": run.train.head_block_bytes}
         base, reference = self._base.inputs, self._reference.inputs
-        sampling = _pick(run.evaluation, _EVALUATION_SAMPLES) | {"dtype": run.model.dtype}
+        sampling = _pick(run.evaluation, _EVALUATION_SAMPLES) | {"dtype": run.model.dtype, "device": _device(run)}
         scorers = _scorer_digests(run.evaluation.scorers)
         loss = effective_loss(run)
         stages = [
@@ -139,7 +139,7 @@ class AlignmentRun:
                 "align",
                 1,
                 self._align,
-                options={"train": run.train.model_dump(mode="json"), "dtype": run.model.dtype, **loss},
+                options={"train": run.train.model_dump(mode="json"), **numerics, **loss},
                 inputs=("tokens", "reference", *reference),
                 contents=self._model_contents,
             ),
@@ -335,6 +335,14 @@ def with_dtype(run: RunConfig) -> RunConfig:
     on_gpu = run.cluster.gpus_per_worker > 0 or run.cluster.gpus_per_actor > 0
     dtype = "bfloat16" if on_gpu else "float32"
     return run.model_copy(update={"model": run.model.model_copy(update={"dtype": dtype})})
+
+
+def _device(run: RunConfig) -> str:
+    """What computes: another kind of device gives other last digits. (The number of workers does too, within
+    float32 rounding, but a run that goes on with more or fewer of them is meant to find its artefacts.)"""
+    return f"workers {'cuda' if run.cluster.gpus_per_worker else 'cpu'}, actors " + (
+        "cuda" if run.cluster.gpus_per_actor else "cpu"
+    )
 
 
 def effective_loss(run: RunConfig) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Store:
         else:
             self._staging_root = Path(tempfile.mkdtemp(prefix="ra-dpo-"))
             atexit.register(shutil.rmtree, self._staging_root, ignore_errors=True)
-        with _explained(f"storage {root!r} cannot be written"):
+        with explained(f"storage {root!r} cannot be written"):
             if create:
                 self._fs.makedirs(self._at("artifacts"), exist_ok=True)
                 if self._local:
@@ -207,11 +207,11 @@ class Store:
         """
         started = time.monotonic()
         what = f"storage {self.root!r} cannot be written"
-        with _explained(what, within=self._staging_root), self._scratch(f"{stage}-{key[:12]}") as path:
+        with explained(what, within=self._staging_root), self._scratch(f"{stage}-{key[:12]}") as path:
             path.mkdir(parents=True)
             staging = Staging(path, {})
             yield staging
-            with _explained(what):
+            with explained(what):
                 self._commit(stage, key, staging, description, time.monotonic() - started)
 
     def _commit(self, stage: str, key: str, staging: Staging, description: Mapping[str, Any], seconds: float) -> None:
@@ -279,7 +279,7 @@ class Store:
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Write ``data`` under ``name`` unless it is there already; true when this call wrote it. Atomic."""
         path = self._at(name)
-        with _explained(f"storage {self.root!r} cannot be written"):
+        with explained(f"storage {self.root!r} cannot be written"):
             self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
             if self._local:
                 return _link_if_absent(Path(path), data)
@@ -356,7 +356,7 @@ def _link_if_absent(path: Path, data: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _explained(what: str, within: Path | None = None) -> Iterator[None]:
+def explained(what: str, within: Path | None = None) -> Iterator[None]:
     """Turn the operating system's refusals into one message with a remedy.
 
     Args:

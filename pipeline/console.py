@@ -31,7 +31,6 @@ NOISY_LOGGERS = (
     "ray.train",
     "ray.tune",
     "DeepSpeed",
-    "accelerate",
     "datasets",
     "huggingface_hub",
     "transformers",

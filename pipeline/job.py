@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,15 +73,23 @@ def _name(request: JobRequest) -> str:
 
 def _publish(run: AlignmentRun, request: JobRequest, result: dict[str, Artifact]) -> Path:
     """A directory a person can find: the report with what it was made from, named by recipe and key."""
+    from pipeline.artifacts import explained
+
     report = result["report"]
     directory = run.storage / "reports" / f"{run.recipe}-{report.key[:8]}"
-    directory.mkdir(parents=True, exist_ok=True)
-    for name in RESULTS:
-        shutil.copyfile(report.path / name, directory / name)
-    shutil.copyfile(result["align"].path / "metrics.jsonl", directory / "metrics.jsonl")
-    dropped = [(result[stage].path / "dropped.jsonl").read_text(encoding="utf-8") for stage in ("data", "tokens")]
-    (directory / "dropped.jsonl").write_text("".join(dropped), encoding="utf-8")
-    (directory / "run.yaml").write_text(resolved_yaml(request.run), encoding="utf-8")
+    with explained(f"{directory} cannot be written"):
+        directory.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=directory.parent) as temporary:
+            fresh = Path(temporary) / directory.name
+            fresh.mkdir()
+            for name in RESULTS:
+                shutil.copyfile(report.path / name, fresh / name)
+            shutil.copyfile(result["align"].path / "metrics.jsonl", fresh / "metrics.jsonl")
+            dropped = [(result[stage].path / "dropped.jsonl").read_text("utf-8") for stage in ("data", "tokens")]
+            (fresh / "dropped.jsonl").write_text("".join(dropped), encoding="utf-8")
+            (fresh / "run.yaml").write_text(resolved_yaml(request.run), encoding="utf-8")
+            shutil.rmtree(directory, ignore_errors=True)
+            fresh.rename(directory)
     return directory
 
 

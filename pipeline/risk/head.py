@@ -184,9 +184,17 @@ def _check(reference: HiddenReference, rows: Tensor, head: Head) -> None:
 
 
 def _log_probs(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Normalised log-probabilities ``[n, V]`` in float32 (float64 stays), whatever the model's dtype."""
-    logits = torch.nn.functional.linear(rows, weight, bias)
-    return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), -1)
+    """Normalised log-probabilities ``[n, V]`` in float32 (float64 stays), whatever the model's dtype.
+
+    Half-precision inputs are multiplied into float32: logits rounded to bfloat16 are off by up to a tenth of a
+    nat, and the tail of the log-ratio would measure that rounding.
+    """
+    if rows.dtype in (torch.bfloat16, torch.float16):
+        wide = torch.mm(rows, weight.T, out_dtype=torch.float32) if rows.is_cuda else rows.float() @ weight.float().T
+        logits = wide if bias is None else wide + bias.float()
+    else:
+        logits = torch.nn.functional.linear(rows, weight, bias)
+    return torch.log_softmax(logits, -1)
 
 
 class _BlockedHead(torch.autograd.Function):

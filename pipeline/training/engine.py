@@ -205,15 +205,17 @@ def _first_difference(gathered: dict[str, Tensor], source: Path, dtype: torch.dt
     """Name of the first stored tensor that is not what the engine holds, or an empty string."""
     from safetensors import safe_open
 
+    compared = 0
     for path in _weight_files(source):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
                 if name not in gathered:
                     continue  # a buffer, a tied weight's second name, or a name that loading translates
+                compared += 1
                 stored = file.get_tensor(name).to(dtype)
                 if stored.shape != gathered[name].shape or not torch.equal(stored, gathered[name]):
                     return name
-    return ""
+    return "" if compared else "no stored tensor has the name of a parameter"
 
 
 def _weight_files(source: Path) -> list[Path]:

@@ -6,6 +6,7 @@ It knows neither the algorithm (a `Task`) nor DeepSpeed's insides (an `Engine`).
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -45,23 +46,30 @@ def train(
     plan: LoopPlan,
     log: Callable[[dict[str, Any]], None],
     progress: Callable[[int, int, str], None],
-) -> None:
-    """Run all steps. ``log`` gets one row per step and one per validation (equal on every rank)."""
+) -> float:
+    """Run all steps; returns the seconds spent in them, validation left out.
+
+    ``log`` gets one row per step and one per validation (equal on every rank).
+    """
     per_epoch = num_batches(task.num_rows, plan.batch_size)
+    seconds = 0.0
     for step in range(plan.total_steps):
         epoch, index = divmod(step, per_epoch)
         rows = global_batch(task.num_rows, plan.batch_size, plan.seed, epoch, index)
         lr = learning_rate(plan.optim, step, plan.total_steps)
         mine = shard(rows, engine.rank, engine.world_size, plan.micro_batch_size)
+        began = time.monotonic()
         # A short last batch is filled up with padding of weight zero.
         mine += [[None]] * (engine.micro_batches - len(mine))
         sums = engine.train_step([task.collate(micro) for micro in mine], task, task.normaliser(rows), lr)
+        seconds += time.monotonic() - began
         metrics = _means(task, sums, task.normaliser(rows))
         log({"step": step + 1, "split": "train", "epoch": epoch, **metrics, "lr": lr, "grad_norm": engine.grad_norm})
         done = step + 1 == plan.total_steps
         if validation is not None and (done or (step + 1) % plan.eval_every_steps == 0):
             log({"step": step + 1, "split": "validation", "epoch": epoch, **evaluate(engine, validation, plan)})
         progress(step + 1, plan.total_steps, f"loss {metrics['loss']:.3f}")
+    return seconds
 
 
 def evaluate(engine: Engine, task: Task, plan: LoopPlan) -> dict[str, float]:

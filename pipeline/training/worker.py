@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,7 @@ def run_training(spec: TrainSpec, scratch: Path, report: Report) -> dict[str, fl
 
     cluster = RunConfig.model_validate(spec.run).cluster
     use_gpu = cluster.gpus_per_worker > 0
+    name = f"{spec.name}-{uuid.uuid4().hex[:8]}"
     resources: dict[str, float] = {"CPU": cluster.cpus_per_worker}
     if use_gpu:
         resources["GPU"] = cluster.gpus_per_worker
@@ -57,11 +58,13 @@ def run_training(spec: TrainSpec, scratch: Path, report: Report) -> dict[str, fl
             run_config=RayRunConfig(
                 # A fresh name each time: Ray would otherwise try to resume from its own snapshot, and the graph
                 # of artefacts is what resumes here.
-                name=f"{spec.name}-{uuid.uuid4().hex[:8]}",
+                name=name,
                 storage_path=str(scratch),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             ),
         ).fit()
+        # Ray's own snapshot of the run; nothing reads it again.
+        shutil.rmtree(scratch / name, ignore_errors=True)
         timings: dict[str, float] = ray.get(relay.result.remote())
     return timings
 
@@ -100,13 +103,11 @@ def _worker(config: dict[str, Any]) -> None:
     )
     out_dir = Path(spec.out_dir)
     report = reporter(config["relay"])
-    started = time.monotonic()
     if rank == 0:
         with MetricsLog(out_dir / "metrics.jsonl", run.wandb, Path(spec.wandb_dir), spec.name, spec.run) as log:
-            train(engine, task, validation, plan, log, report)
+            seconds = train(engine, task, validation, plan, log, report)
     else:
-        train(engine, task, validation, plan, lambda row: None, lambda done, total, note: None)
-    seconds = time.monotonic() - started
+        seconds = train(engine, task, validation, plan, lambda row: None, lambda done, total, note: None)
     digest = engine.save(out_dir / "model", tokenizer)
     if rank == 0:
         record = {

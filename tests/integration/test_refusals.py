@@ -159,7 +159,7 @@ def test_no_network_for_a_hub_id(recipe: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_full_disk(recipe: Path, tmp_path: Path) -> None:
-    """A small tmpfs as storage: the job ends with one message, and goes on once there is room."""
+    """A small tmpfs as storage: the job ends with one message and leaves nothing half-written."""
     mount = shutil.which("mount")
     storage = tmp_path / "small"
     storage.mkdir()

@@ -138,6 +138,19 @@ def test_bfloat16_inputs_are_reduced_in_float32() -> None:
     assert torch.isfinite(x["weight"].grad).all()
 
 
+def test_half_precision_logits_keep_float32_digits() -> None:
+    """Logits near 30 would be off by 0.1 if the product were rounded to bfloat16; the sums stay within 1e-3."""
+    x = inputs(torch.bfloat16)
+    weight = (30 * x["weight"].detach().float()).bfloat16()
+    wide = [value.detach().double() for value in (x["hidden"], weight, x["bias"])]
+    narrow = sequence_logps(
+        x["hidden"].detach(), Head(weight, x["bias"].detach()), x["labels"], x["mask"], block_bytes=5000
+    )
+    exact = sequence_logps(wide[0], Head(wide[1], wide[2]), x["labels"], x["mask"], block_bytes=5000)
+    assert wide[1].abs().max() > 30
+    assert torch.allclose(narrow.double(), exact, rtol=1e-5, atol=1e-3)
+
+
 def test_a_record_that_does_not_fit_is_refused() -> None:
     x = inputs()
     head = Head(x["weight"], x["bias"])
