@@ -202,6 +202,7 @@ def quiet_libraries(log_path: Path) -> None:
     log_path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(log_path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(_once)
     for logger in (logging.getLogger(), *map(logging.getLogger, NOISY_LOGGERS)):
         if _log_handler is not None:
             logger.removeHandler(_log_handler)
@@ -216,6 +217,14 @@ def quiet_libraries(log_path: Path) -> None:
     _log_handler = handler
     logging.captureWarnings(True)
     _switch_off_bars()
+
+
+def _once(record: logging.LogRecord) -> bool:
+    """Let a record pass the first time. transformers hands its records on to the root logger where the
+    environment says CI, and the root has the same handler."""
+    seen = getattr(record, "_in_log_file", False)
+    record._in_log_file = True
+    return not seen
 
 
 def current_log_path() -> Path | None:

@@ -151,7 +151,8 @@ def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_libraries_are_quiet_whenever_they_attach_their_handlers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ci", ["", "true"], ids=["at a desk", "in CI"])
+def test_libraries_are_quiet_whenever_they_attach_their_handlers(tmp_path: Path, ci: str) -> None:
     """The real libraries, imported after the call: what they log is in the file and nowhere else."""
     log = tmp_path / "libraries.log"
     program = (
@@ -177,7 +178,7 @@ def test_libraries_are_quiet_whenever_they_attach_their_handlers(tmp_path: Path)
         capture_output=True,
         text=True,
         timeout=120,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "CI": ci},
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

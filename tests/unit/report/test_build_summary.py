@@ -58,7 +58,7 @@ def test_the_numbers_of_a_run(inputs: ReportInputs) -> None:
     assert summary["training"]["steps"] == 24
     assert summary["training"]["last_validation"]["step"] == 24
     assert summary["training"]["first_train"]["step"] == 1
-    assert summary["config"]["cluster"]["resource_wait_s"] == 600.0
+    assert summary["config"]["cluster"]["resource_wait_s"] == 1800.0
     assert summary["timing"]["stages"]["sft"] == 95.4
     assert summary["timing"]["reused"] == ["sft"]
     assert summary["data"]["dropped"] == {"duplicate": 56, "empty text": 1}
