@@ -209,17 +209,13 @@ class AlignmentRun:
         context.info["note"] = f"GPT-NeoX with {size:,} parameters, random weights"
 
     def _tokenise(self, context: StageContext) -> None:
+        from pipeline.data.encode import check_sampling
         from pipeline.data.tokenise import tokenise
         from pipeline.models.load import context_tokens, load_tokenizer
 
         model = self._base.path(context)
         longest = context_tokens(model)
-        needed = self.run.data.max_prompt_tokens + self.run.evaluation.max_new_tokens
-        if needed > longest:
-            raise ConfigError(
-                f"data.max_prompt_tokens + evaluation.max_new_tokens is {needed}, but the model's context is "
-                f"{longest} tokens: lower one of them"
-            )
+        check_sampling(self.run.data, self.run.evaluation.max_new_tokens, longest)
         tokenise(self.run.data, context.inputs["data"].path, load_tokenizer(model), longest, context.out_dir)
         pairs = _read_json(context.out_dir / "stats.json")["rows"]
         context.info["note"] = ", ".join(f"{name} {count:,}" for name, count in pairs.items()) + " pairs"
@@ -265,10 +261,15 @@ class AlignmentRun:
         )
 
     def _sample(self, context: StageContext, model: ModelAt) -> None:
+        from pipeline.data.encode import check_sampling
         from pipeline.evaluation.stage import run_sampling
+        from pipeline.models.load import context_tokens
 
+        directory = model.path(context)
+        # The stage `tokens` checks this too, but it is reused when only evaluation.max_new_tokens has changed.
+        check_sampling(self.run.data, self.run.evaluation.max_new_tokens, context_tokens(directory))
         tokens = context.inputs["tokens"].path
-        count = run_sampling(self.run, model.path(context), tokens, context.out_dir, context.progress)
+        count = run_sampling(self.run, directory, tokens, context.out_dir, context.progress)
         context.info["note"] = f"{count:,} samples"
 
     def _evaluate(self, context: StageContext) -> None:

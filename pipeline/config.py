@@ -235,7 +235,8 @@ class EvaluationConfig(Section):
     def _check(self) -> EvaluationConfig:
         if self.primary_scorer not in self.scorers:
             raise ValueError(
-                f"evaluation.primary_scorer {self.primary_scorer!r} is not among evaluation.scorers {self.scorers}"
+                f"evaluation.primary_scorer {self.primary_scorer!r} is not among evaluation.scorers "
+                f"({', '.join(self.scorers)}): set it to one of them, or add it to them"
             )
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ValueError("evaluation.seeds must be one or more different numbers, none negative")

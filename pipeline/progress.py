@@ -44,12 +44,18 @@ def relayed(report: Report) -> Iterator[Any]:
 
     def poll() -> None:
         last = None
-        while not stop.wait(_POLL_S):
-            with contextlib.suppress(ray.exceptions.RayError):
+        while not stop.wait(_POLL_S) and ray.is_initialized():
+            try:
                 latest = ray.get(relay.get.remote())
-                if latest is not None and latest != last:
-                    report(*latest)
-                    last = latest
+            except ray.exceptions.RayError:
+                continue
+            except Exception:
+                if ray.is_initialized():
+                    raise
+                return  # Ray was shut down in the middle of the call, as after Ctrl-C
+            if latest is not None and latest != last:
+                report(*latest)
+                last = latest
 
     thread = threading.Thread(target=poll, name="progress", daemon=True)
     thread.start()

@@ -102,6 +102,11 @@ def token_counts(
     ``model`` is the directory with the tokenizer, None when there is none yet. Raises what the stages ``data`` and
     ``tokens`` would raise for rows and lengths that cannot be used.
     """
+    if model is not None:
+        from pipeline.data.encode import check_sampling
+        from pipeline.models.load import context_tokens
+
+        check_sampling(run.data, run.evaluation.max_new_tokens, context_tokens(model))
     tokens = _committed("tokens", planned, store)
     if tokens is not None:
         return counts_from_stats(json.loads((tokens / "stats.json").read_text(encoding="utf-8")))
@@ -120,7 +125,7 @@ def token_counts(
             f"estimated as characters / {CHARACTERS_PER_TOKEN:g} (the tokenizer is not built yet)",
         )
     from pipeline.data.encode import Encoder, check_lengths
-    from pipeline.models.load import context_tokens, load_tokenizer
+    from pipeline.models.load import load_tokenizer
 
     check_lengths(run.data, context_tokens(model))
     encoder = Encoder(run.data, load_tokenizer(model))

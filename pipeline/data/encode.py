@@ -31,6 +31,16 @@ def check_lengths(config: DataConfig, context_tokens: int) -> None:
         )
 
 
+def check_sampling(config: DataConfig, max_new_tokens: int, context_tokens: int) -> None:
+    """Raise ConfigError when a prompt and the answer sampled for it can be longer than the model's context."""
+    needed = config.max_prompt_tokens + max_new_tokens
+    if needed > context_tokens:
+        raise ConfigError(
+            f"data.max_prompt_tokens ({config.max_prompt_tokens}) + evaluation.max_new_tokens ({max_new_tokens}) is "
+            f"{needed}, but the model takes {context_tokens}: lower one of them"
+        )
+
+
 class Encoder:
     """A tokenizer with the pipeline's conventions around it.
 

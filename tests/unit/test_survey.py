@@ -9,7 +9,7 @@ import pytest
 from pipeline import survey
 from pipeline.align import AlignmentRun
 from pipeline.artifacts import Store
-from pipeline.config import BUILD_GPT_NEOX, BuildConfig, DataConfig, ModelConfig, RunConfig
+from pipeline.config import BUILD_GPT_NEOX, BuildConfig, DataConfig, EvaluationConfig, ModelConfig, RunConfig
 from pipeline.counting import counted, estimated_counts, measured_ratio, read_source
 from pipeline.data.encode import Encoder
 from pipeline.data.prepare import prepare
@@ -168,7 +168,11 @@ def test_large_data_is_measured_on_a_part(
 
 
 def external_run(pairs_file: Path, model: Path, **data: Any) -> RunConfig:
-    return RunConfig(data=config(pairs_file, **data), model=ModelConfig(path=str(model)))
+    return RunConfig(
+        data=config(pairs_file, **data),
+        model=ModelConfig(path=str(model)),
+        evaluation=EvaluationConfig(max_new_tokens=44),
+    )
 
 
 def test_lengths_and_rows_that_the_run_refuses_are_refused(pairs_file: Path, model: Path, tmp_path: Path) -> None:
@@ -179,7 +183,14 @@ def test_lengths_and_rows_that_the_run_refuses_are_refused(pairs_file: Path, mod
 
     beyond = DataConfig(path=str(pairs_file), max_prompt_tokens=60, max_response_tokens=60)
     with pytest.raises(ConfigError, match="is 120, but the model takes 64"):
-        counts(RunConfig(data=beyond, model=ModelConfig(path=str(model))))
+        counts(
+            RunConfig(data=beyond, model=ModelConfig(path=str(model)), evaluation=EvaluationConfig(max_new_tokens=4))
+        )
+    long_answers = external_run(pairs_file, model).model_copy(
+        update={"evaluation": EvaluationConfig(max_new_tokens=45)}
+    )
+    with pytest.raises(ConfigError, match=r"evaluation.max_new_tokens \(45\) is 65, but the model takes 64"):
+        counts(long_answers)
     with pytest.raises(DataError, match="max_dropped_fraction"):
         counts(external_run(pairs_file, model, max_dropped_fraction=0.001))
     with pytest.raises(DataError, match=r"pairs.jsonl:62: empty response"):
