@@ -23,7 +23,6 @@ from typing import Any
 
 from pipeline.config import BUILD_GPT_NEOX, RISK_METHODS, LossConfig, RunConfig
 from pipeline.digests import digest_file
-from pipeline.errors import ConfigError
 from pipeline.graph import PlannedStage, Stage, StageContext, plan
 from pipeline.models.source import ModelSource, resolve_model
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -181,16 +182,20 @@ def test_lengths_and_rows_that_the_run_refuses_are_refused(pairs_file: Path, mod
     def counts(run: RunConfig) -> TokenCounts | None:
         return survey.token_counts(run, AlignmentRun("mine", run, tmp_path / "none").planned, store, model)
 
+    def sampling(run: RunConfig, tokens: int) -> RunConfig:
+        return run.model_copy(update={"evaluation": EvaluationConfig(max_new_tokens=tokens)})
+
     beyond = DataConfig(path=str(pairs_file), max_prompt_tokens=60, max_response_tokens=60)
     with pytest.raises(ConfigError, match="is 120, but the model takes 64"):
-        counts(
-            RunConfig(data=beyond, model=ModelConfig(path=str(model)), evaluation=EvaluationConfig(max_new_tokens=4))
-        )
-    long_answers = external_run(pairs_file, model).model_copy(
-        update={"evaluation": EvaluationConfig(max_new_tokens=45)}
-    )
-    with pytest.raises(ConfigError, match=r"evaluation.max_new_tokens \(45\) is 65, but the model takes 64"):
-        counts(long_answers)
+        counts(sampling(RunConfig(data=beyond, model=ModelConfig(path=str(model))), 4))
+    with pytest.raises(ConfigError, match=r"evaluation\.max_new_tokens \(45\) is 65, but the model takes 64"):
+        counts(sampling(external_run(pairs_file, model), 45))
+    # The run itself does so when it samples: its tokens may come from a run with shorter answers.
+    stage = AlignmentRun("mine", sampling(external_run(pairs_file, model), 45), tmp_path / "none")
+    context: Any = SimpleNamespace(inputs={})
+    model_at: Any = SimpleNamespace(path=lambda _: model)
+    with pytest.raises(ConfigError, match="is 65, but the model takes 64"):
+        stage._sample(context, model_at)
     with pytest.raises(DataError, match="max_dropped_fraction"):
         counts(external_run(pairs_file, model, max_dropped_fraction=0.001))
     with pytest.raises(DataError, match=r"pairs.jsonl:62: empty response"):
