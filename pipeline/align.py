@@ -21,6 +21,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from pipeline.catalogue import measure_label
 from pipeline.config import BUILD_GPT_NEOX, RISK_METHODS, LossConfig, RunConfig
 from pipeline.digests import digest_file
 from pipeline.graph import PlannedStage, Stage, StageContext, plan
@@ -352,9 +353,7 @@ def effective_loss(run: RunConfig) -> dict[str, Any]:
     if loss.method.endswith("2"):
         options["alpha"] = loss.alpha
     if loss.method in RISK_METHODS:
-        options["measure"] = run.risk.measure
-        if run.risk.measure in ("cvar", "erm"):
-            options["level"] = run.risk.level
+        options["risk"] = measure_label(run.risk.measure, run.risk.level, run.risk.weight)
     return {"loss": options}
 
 

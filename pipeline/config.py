@@ -11,8 +11,21 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+from pipeline.catalogue import check_measure
+
+MeasureName = Literal[
+    "mean",
+    "cvar",
+    "erm",
+    "worst_case",
+    "mean_cvar",
+    "evar",
+    "wang",
+    "proportional_hazard",
+    "vocab_quantile",
+    "vocab_quantile_halves",
+]
 Method = Literal["dpo", "tdpo1", "tdpo2", "ra_dpo1", "ra_dpo2"]
-MeasureName = Literal["mean", "cvar", "erm", "worst_case"]
 Tier = Literal["hidden", "scalar"]
 
 BUILD_GPT_NEOX = "build:gpt-neox"
@@ -179,18 +192,16 @@ class RiskConfig(Section):
     measure: MeasureName = "cvar"
     """Risk of the per-token log-ratio log pi_ref/pi under the reference (used by ra_dpo1 and ra_dpo2)."""
     level: float = 0.5
-    """cvar: tail mass kept, in (0, 1], 1 is neutral. erm: above 0, larger is more averse.
+    """cvar, mean_cvar, evar: tail mass kept, in (0, 1], 1 is neutral. proportional_hazard: exponent in (0, 1],
+    1 is neutral. erm: above 0, larger is more averse. wang: 0 is neutral, larger is more averse. vocab_quantile
+    (the rule of the paper's published code) and vocab_quantile_halves (its default): share of the vocabulary kept.
     Unused by mean and worst_case."""
+    weight: float = 0.5
+    """mean_cvar: share of the tail, in [0, 1]; the rest is the mean."""
 
     @model_validator(mode="after")
     def _check(self) -> RiskConfig:
-        if self.measure == "cvar" and not 0 < self.level <= 1:
-            raise ValueError(
-                f"risk.level: cvar keeps a tail mass in (0, 1], got {self.level:g}; "
-                "1 is risk-neutral, smaller is more averse"
-            )
-        if self.measure == "erm" and not (0 < self.level < float("inf")):
-            raise ValueError(f"risk.level: erm needs a level above 0, got {self.level:g}; larger is more averse")
+        check_measure(self.measure, self.level, self.weight)
         return self
 
 
@@ -204,8 +215,9 @@ class TrainConfig(Section):
     """Pairs per worker in one forward pass; gradients are accumulated up to batch_size."""
     eval_every_steps: PositiveInt = 50
     """Validation metrics every so many steps (and after the last one)."""
-    head_block_bytes: PositiveInt = 64 * 2**20
-    """Memory for one block of logits in the output head; the number of positions follows from it."""
+    head_block_bytes: PositiveInt = 128 * 2**20
+    """Memory for one block of policy and reference logits in the output head; the number of positions follows
+    from it. Pairs longer than a block are slower."""
     seed: int = Field(0, ge=0)
     optim: OptimConfig = OptimConfig()
 

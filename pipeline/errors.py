@@ -32,6 +32,11 @@ class ClusterError(PipelineError, RuntimeError):
     """The Ray cluster cannot be reached or is too small for the run."""
 
 
+class RiskError(PipelineError, ValueError):
+    """A risk measure or an output head is given something it cannot work on: a level out of range, tensors that do
+    not fit each other, values that are not finite."""
+
+
 class TrainingError(PipelineError, RuntimeError):
     """Training cannot go on: a loss that is not finite, or weights that differ from their source."""
 

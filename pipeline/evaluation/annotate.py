@@ -11,10 +11,11 @@ from torch import nn
 from pipeline.models.load import final_hidden, output_head
 from pipeline.models.sequences import pad_sequences
 from pipeline.records import PairScores, PairTokens, SampleRow, ScoredSample
-from pipeline.risk.head import HiddenReference, TokenScores, token_scores
+from pipeline.risk.head import HiddenReference
 from pipeline.risk.measures import Measure
+from pipeline.risk.sequence_head import TokenScores, token_scores
 
-FIXED_MEASURES = (Measure("mean", 1.0), Measure("cvar", 0.5), Measure("cvar", 0.1))
+FIXED_MEASURES = (Measure("mean"), Measure("cvar", 0.5), Measure("cvar", 0.1))
 """Reported for every run, so that runs with different methods and measures compare."""
 
 

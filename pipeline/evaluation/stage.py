@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster import map_over_actors
-from pipeline.config import RISK_METHODS, ClusterConfig, RunConfig
+from pipeline.config import ClusterConfig, RunConfig
 from pipeline.data.tables import read_table, write_table
 from pipeline.progress import Report
 from pipeline.records import PairScores, PairTokens, PromptTokens, SampleRow, ScoredSample
@@ -57,11 +57,12 @@ class ScoringActor:
     def __init__(self, run: dict[str, Any], reference_dir: str, policy_dir: str, prompt_set: str) -> None:
         from pipeline.evaluation.annotate import BothModels, reported_measures
         from pipeline.models.load import load_model, load_tokenizer, torch_dtype
+        from pipeline.risk.measures import trained_measure
 
         config = RunConfig.model_validate(run)
         device = _device(config.cluster)
         dtype = torch_dtype(config.model.dtype)
-        self._trained = trained_measure(config)
+        self._trained = trained_measure(config.loss, config.risk)
         self._prompt_set = prompt_set
         self._both = BothModels(
             load_model(Path(reference_dir), dtype).to(device),
@@ -77,15 +78,6 @@ class ScoringActor:
 
     def pairs(self, pairs: list[PairTokens]) -> list[PairScores]:
         return self._both.pairs(pairs)
-
-
-def trained_measure(run: RunConfig) -> Any:
-    """The measure in the run's loss; sequential KL for the methods that have none of their own."""
-    from pipeline.risk.measures import Measure
-
-    if run.loss.method in RISK_METHODS:
-        return Measure(run.risk.measure, run.risk.level)
-    return Measure("mean", 1.0)
 
 
 def run_sampling(run: RunConfig, model_dir: Path, tokens_dir: Path, out_dir: Path, report: Report) -> int:
@@ -121,6 +113,7 @@ def run_evaluation(
     from pipeline.evaluation.sampling import prompt_set_digest
     from pipeline.evaluation.summary import summarise
     from pipeline.models.batches import token_batches
+    from pipeline.risk.measures import trained_measure
 
     samples = {"reference": read_table(reference_samples, SampleRow), "policy": read_table(policy_samples, SampleRow)}
     pairs = read_table(tokens_dir / "test.parquet", PairTokens)
@@ -144,7 +137,7 @@ def run_evaluation(
         (row for row in everything if isinstance(row, ScoredSample)), key=lambda r: (r.model, r.prompt_id, r.seed)
     )
     pair_scores = sorted((row for row in everything if isinstance(row, PairScores)), key=lambda r: r.row_id)
-    training = {"method": run.loss.method, "risk_label": trained_measure(run).label}
+    training = {"method": run.loss.method, "risk_label": trained_measure(run.loss, run.risk).label}
     evaluation = summarise(scored, pair_scores, run.evaluation, training)
     write_table(out_dir / "samples.parquet", scored, ScoredSample)
     write_table(out_dir / "pairs.parquet", pair_scores, PairScores)

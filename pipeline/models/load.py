@@ -89,7 +89,11 @@ def output_head(model: nn.Module) -> Head:
     linear = model.get_output_embeddings()  # type: ignore[operator]
     if linear is None:
         raise ModelError(f"{type(model).__name__} has no output head over a vocabulary; use a causal language model")
-    return Head(linear.weight, getattr(linear, "bias", None))
+    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    # Gemma caps its logits, Cohere multiplies them and Granite divides them.
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return Head(linear.weight, getattr(linear, "bias", None), scale, float(cap) if cap else None)
 
 
 def final_hidden(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -100,30 +104,30 @@ def final_hidden(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) ->
 
 @torch.no_grad()
 def check_head(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> None:
-    """Refuse an architecture whose logits are not head(final hidden states).
+    """Refuse an architecture whose logits are not those of `output_head` on the final hidden states.
 
-    Some architectures scale, cap or adapt their logits on the way out. Losses, reference and evaluation all form
-    logits as head(hidden): with such a model they would silently be about another distribution.
+    Some architectures adapt their logits on the way out in ways of their own. Losses, reference and evaluation all
+    form logits from hidden states and head: with such a model they would silently be about another distribution.
 
     Raises:
         ModelError: when the two differ by more than rounding.
     """
     hidden = final_hidden(model, input_ids, attention_mask)
     head = output_head(model)
-    rebuilt = nn.functional.linear(hidden, head.weight, head.bias).float()
+    rebuilt = nn.functional.linear(hidden, head.weight, head.bias).float() * head.scale
+    if head.softcap is not None:
+        rebuilt = head.softcap * torch.tanh(rebuilt / head.softcap)
     logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits.float()
     error = "shapes differ"
-    if getattr(model.config.get_text_config(), "final_logit_softcapping", None):  # type: ignore[union-attr, operator]
-        error = "its configuration sets final_logit_softcapping"  # rounding hides a cap while logits are small
-    elif rebuilt.shape == logits.shape:
+    if rebuilt.shape == logits.shape:
         tolerance = 1e-4 if hidden.dtype == torch.float32 else 3e-2
         worst = (rebuilt - logits).abs().max().item() / (1 + logits.abs().max().item())
         if worst <= tolerance:
             return
         error = f"largest relative difference {worst:.2g}"
     raise ModelError(
-        f"{type(model).__name__} does not compute its logits as head(hidden) ({error}): it scales, caps or adapts "
-        "them, which the losses do not reproduce; set model.path to another model"
+        f"{type(model).__name__} does not compute its logits from its final hidden states and head alone ({error}), "
+        "which the losses do; set model.path to another model"
     )
 
 

@@ -13,7 +13,7 @@ from pipeline.models.load import final_hidden, output_head
 from pipeline.models.sequences import pad_sequences
 from pipeline.records import PairTokens
 from pipeline.reference.shards import ShardRow
-from pipeline.risk.head import sequence_logps
+from pipeline.risk.sequence_head import sequence_logps
 
 
 @torch.no_grad()

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import ArtifactError
 from pipeline.records import PairTokens
-from pipeline.reference.shards import HEAD_FILE
+from pipeline.reference.shards import HEAD_FILE, read_head
 from pipeline.risk.head import Head
 
 
@@ -35,8 +34,7 @@ class ReferenceReader:
         self.head: Head | None = None
         self._dtype = dtype
         if (directory / HEAD_FILE).is_file():
-            tensors = {name: tensor.to(device, dtype) for name, tensor in load_file(directory / HEAD_FILE).items()}
-            self.head = Head(tensors["weight"], tensors.get("bias"))
+            self.head = read_head(directory, device, dtype)
         self._files: list[Any] = []
         self._offsets: list[Tensor] = []
         self._logps: list[Tensor] = []

@@ -7,7 +7,8 @@ For each split, fixed ranges of ``rows_per_shard`` rows become ``<split>-00000.s
   final hidden states at the response positions, chosen and rejected of one row after the other;
 * metadata ``row_ids`` and ``contents``: JSON lists, the ids of the rows and the digests of their tokens.
 
-``head.safetensors`` holds the frozen output head (``weight [V, d]``, ``bias [V]`` if there is one). Safetensors
+``head.safetensors`` holds the frozen output head (``weight [V, d]``, ``bias [V]`` if there is one; metadata ``scale``
+and ``softcap``, what is done to the logits). Safetensors
 because it is memory-mapped, knows bfloat16 (Arrow does not) and executes nothing when it is read.
 """
 
@@ -18,8 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from pipeline.risk.head import Head
 
 HEAD_FILE = "head.safetensors"
 
@@ -53,6 +57,32 @@ def write_shard(path: Path, rows: list[ShardRow]) -> None:
     }
     save_file(tensors, path, metadata=metadata)
     _sort_header(path)
+
+
+def write_head(directory: Path, head: Head) -> None:
+    """Write the frozen output head."""
+    tensors = {"weight": head.weight} if head.bias is None else {"weight": head.weight, "bias": head.bias}
+    metadata = {"scale": repr(head.scale)} | ({} if head.softcap is None else {"softcap": repr(head.softcap)})
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        directory / HEAD_FILE,
+        metadata=metadata,
+    )
+    _sort_header(directory / HEAD_FILE)
+
+
+def read_head(directory: Path, device: torch.device, dtype: torch.dtype) -> Head:
+    """Read the frozen output head."""
+    with safe_open(directory / HEAD_FILE, framework="pt") as file:
+        tensors = {name: file.get_tensor(name).to(device, dtype) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata() or {}
+    softcap = metadata.get("softcap")
+    return Head(
+        tensors["weight"],
+        tensors.get("bias"),
+        float(metadata.get("scale", 1.0)),
+        None if softcap is None else float(softcap),
+    )
 
 
 def _sort_header(path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.cluster import map_over_actors
 from pipeline.config import RunConfig
 from pipeline.progress import Report
-from pipeline.reference.shards import HEAD_FILE, shard_path, write_shard
+from pipeline.reference.shards import shard_path, write_head, write_shard
 
 SPLITS_NEEDED = ("train", "validation")
 """Test pairs are scored by evaluation, which has both models at hand for every method."""
@@ -66,16 +66,9 @@ class ReferenceActor:
 
     def write_head(self, out_dir: str) -> None:
         """Write the frozen output head."""
-        from safetensors.torch import save_file
-
         from pipeline.models.load import output_head
 
-        head = output_head(self._model)
-        tensors = {"weight": head.weight, "bias": head.bias}
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if tensor is not None},
-            Path(out_dir) / HEAD_FILE,
-        )
+        write_head(Path(out_dir), output_head(self._model))
 
 
 def run_reference(run: RunConfig, model_dir: Path, tokens_dir: Path, out_dir: Path, report: Report) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from pipeline.catalogue import MEASURES
 from pipeline.report import view
 from pipeline.report.charts import FIRST, SECOND, Chart, Line, curve_chart, score_bins, score_chart
 from pipeline.report.inputs import ReportInputs
@@ -95,8 +96,10 @@ def _method(config: dict[str, Any]) -> str:
     if str(loss.get("method", "")).endswith("2"):
         text += f", alpha {loss.get('alpha', '?')}"
     if str(loss.get("method", "")).startswith("ra_dpo"):
-        level = f" at {risk.get('level', '?')}" if risk.get("measure") in ("cvar", "erm") else ""
-        text += f", {risk.get('measure', '?')}{level}"
+        info = MEASURES.get(risk.get("measure", ""))
+        level = f" at {risk.get('level', '?')}" if info is not None and info.level is not None else ""
+        weight = f", weight {risk.get('weight', '?')}" if info is not None and info.has_weight else ""
+        text += f", {risk.get('measure', '?')}{level}{weight}"
     return text
 
 

@@ -1,35 +1,40 @@
-"""The output head of policy and reference, in blocks of positions.
-
-From final hidden states to per-sequence log-probabilities, sequential KL and sequential risk, without ever
-holding a ``[batch, time, vocabulary]`` tensor: logits are formed block by block, reduced, and formed again in
-the backward pass. Only positions under ``mask`` are touched; prompt and padding cost nothing.
-
-Gradients (o is the one-hot of the label, q the distorted reference of the measure):
-
-    d logp / d logits = o - pi,   d KL / d logits = pi - pi_ref,   d risk / d logits = pi - q
-"""
+"""Output heads, what is known of the reference, and the products with a head that scores and gradients take."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pipeline.risk.measures import Measure
-
-_LIVE_BUFFERS = 8
-"""Block-sized float32 buffers alive at once in the widest moment (policy and reference logits, log-softmax,
-probabilities, log-ratio, q, gradient)."""
+from pipeline.errors import RiskError
+from pipeline.risk.positions import TopKBlock
 
 
 @dataclass(frozen=True)
 class Head:
-    """An output head: logits = hidden @ weight.T + bias; ``weight [V, d]``, ``bias [V]`` or None."""
+    """An output head: logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap).
+
+    Attributes:
+        weight: ``[rows, d]``.
+        bias: ``[rows]`` or None.
+        scale: factor of the logits (Cohere's logit_scale; one over Granite's logits_scaling).
+        softcap: the cap (Gemma's final_logit_softcapping), or None.
+        vocab_size: rows of ``weight`` beyond it are padding: they are never produced and get no gradient. None is
+            all rows.
+    """
 
     weight: Tensor
     bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+    vocab_size: int | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Size of the vocabulary."""
+        return self.weight.shape[0] if self.vocab_size is None else self.vocab_size
 
 
 @dataclass(frozen=True)
@@ -44,240 +49,236 @@ class HiddenReference:
 
 
 @dataclass(frozen=True)
+class TopKReference:
+    """Reference record of the top-k tier, rows as in `HiddenReference`: a lower bound of every risk measure.
+
+    ``ids [N, k]`` (different within a row), ``log_probs [N, k]``, ``log_rest [N]`` (log of the mass outside, -inf
+    when there is none) and ``label_logps [N]``, the log-probability of the position's own token.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    log_rest: Tensor
+    label_logps: Tensor
+
+    def block(self, rows: Tensor | slice) -> TopKBlock:
+        """The law at some of the positions."""
+        return TopKBlock(self.ids[rows], self.log_probs[rows], self.log_rest[rows])
+
+
+@dataclass(frozen=True)
 class ScalarReference:
     """Reference record of the scalar tier: ``logps [B]``, the log-probability of each whole response."""
 
     logps: Tensor
 
 
-Reference = HiddenReference | ScalarReference
+Reference = HiddenReference | TopKReference | ScalarReference
 
 
-class SequenceScores(NamedTuple):
-    """Sums over the masked positions of each sequence, ``[B]``, nats. ``kl`` and ``risk`` are None for the
-    scalar tier. ``logps``, ``kl`` and ``risk`` carry gradients to hidden states and head; ``ref_logps`` does not."""
+class Rows(NamedTuple):
+    """What lies under the mask, in (sequence, position) order."""
 
-    logps: Tensor
-    ref_logps: Tensor
-    kl: Tensor | None
-    risk: Tensor | None
-
-
-class TokenScores(NamedTuple):
-    """Per masked position, ``[N]``, nats, no gradient; ``risk`` maps each measure's label to its values."""
-
-    logps: Tensor
-    ref_logps: Tensor
-    risk: dict[str, Tensor]
+    hidden: Tensor
+    """``[N, d]``."""
+    labels: Tensor
+    """``[N]``."""
+    sequence: Tensor
+    """``[N]``, the sequence each belongs to."""
 
 
-def positions_per_block(block_bytes: int, vocab_size: int) -> int:
-    """How many positions fit the memory budget of one block; at least one."""
-    return max(1, block_bytes // (_LIVE_BUFFERS * 4 * vocab_size))
+def positions_per_block(block_bytes: int, vocab_size: int, dtype: torch.dtype = torch.float32) -> int:
+    """How many positions' policy and reference logits fit the memory budget of one block; at least one."""
+    return max(1, block_bytes // (2 * vocab_size * (8 if dtype == torch.float64 else 4)))
 
 
-def sequence_scores(
-    hidden: Tensor,
-    head: Head,
-    reference: Reference,
-    labels: Tensor,
-    mask: Tensor,
-    measure: Measure,
-    *,
-    block_bytes: int,
-) -> SequenceScores:
-    """Per-sequence policy and reference log-probabilities, sequential KL and sequential risk.
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64 inputs, float32 for all others: logits rounded to bfloat16 are off by up to a tenth of a
+    nat, and the tail of the log-ratio would measure that rounding."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Projection:
+    """A head's matrix made ready for products: trimmed to the vocabulary and, where it must be, widened once.
 
     Args:
-        hidden: ``[B, T, d]`` final hidden states of the policy; ``hidden[b, t]`` predicts ``labels[b, t]``.
-        head: the policy's output head.
-        reference: the reference's record for the masked positions.
-        labels: ``[B, T]`` token ids.
-        mask: ``[B, T]`` bool, true on response positions.
-        measure: the risk measure of the loss.
-        block_bytes: memory for one block of positions.
+        head: the head; its tensors are read here and never written.
+        max_rows: the most rows one call brings; a buffer for their logits is kept.
+    """
+
+    def __init__(self, head: Head, max_rows: int) -> None:
+        weight = head.weight.detach()[: head.num_tokens]
+        self._bias = None if head.bias is None else head.bias.detach()[: head.num_tokens]
+        self.wide = accumulation_dtype(weight.dtype)
+        # Tensor cores multiply halves into float32; a CPU needs the matrix in float32.
+        self._in_halves = weight.dtype != self.wide and weight.is_cuda
+        self._weight = weight if self._in_halves else weight.to(self.wide)
+        if self._bias is not None:
+            self._bias = self._bias.to(self.wide)
+        self._scale, self._cap = head.scale, head.softcap
+        self._buffer = None if self._in_halves else weight.new_empty((max_rows, weight.shape[0]), dtype=self.wide)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """``[n, V]`` in the accumulation dtype; valid until the next call."""
+        if self._buffer is None:
+            out = torch.mm(rows, self._weight.T, out_dtype=self.wide)
+        else:
+            out = torch.mm(rows.to(self.wide), self._weight.T, out=self._buffer[: len(rows)])
+        if self._bias is not None:
+            out.add_(self._bias)
+        if self._scale != 1.0:
+            out.mul_(self._scale)
+        if self._cap is not None:
+            out.div_(self._cap).tanh_().mul_(self._cap)
+        return out
+
+    def grad_rows(self, grad: Tensor, row_scale: Tensor | None) -> Tensor:
+        """Gradient of the hidden rows ``[n, d]`` from that of the uncapped logits ``[n, V]``; ``row_scale [n]``
+        multiplies whole rows."""
+        factor = self._factor(row_scale)
+        if self._in_halves:
+            return torch.mm(grad.to(self._weight.dtype), self._weight, out_dtype=self.wide).mul_(factor)
+        return torch.mm(grad, self._weight).mul_(factor)
+
+    def add_grad_weight(self, total: Tensor, grad: Tensor, rows: Tensor, row_scale: Tensor | None) -> None:
+        """Add the gradient of the matrix to ``total [>= V, d]``, kept in the accumulation dtype."""
+        scaled = rows.to(self.wide) * self._factor(row_scale)
+        part = total[: self._weight.shape[0]]
+        if self._in_halves:
+            dtype = self._weight.dtype
+            part.add_(torch.mm(grad.to(dtype).T, scaled.to(dtype), out_dtype=self.wide))
+        else:
+            part.addmm_(grad.T, scaled)
+
+    def add_grad_bias(self, total: Tensor, grad: Tensor, row_scale: Tensor | None) -> None:
+        """Add the gradient of the bias to ``total [>= V]``."""
+        ones = grad.new_full((len(grad), 1), 1.0) * self._factor(row_scale)
+        total[: self._weight.shape[0]].addmv_(grad.T, ones.squeeze(-1))
+
+    def _factor(self, row_scale: Tensor | None) -> Tensor | float:
+        return self._scale if row_scale is None else (row_scale * self._scale).unsqueeze(-1)
+
+
+def select_rows(hidden: Tensor, head: Head, labels: Tensor, mask: Tensor) -> Rows:
+    """The rows under the mask.
 
     Raises:
-        ValueError: when the record does not fit the mask, or the heads have different vocabularies.
+        RiskError: when hidden states, head, labels and mask do not fit each other.
     """
-    num_sequences = hidden.shape[0]
+    if hidden.ndim != 3 or labels.shape != mask.shape or hidden.shape[:2] != mask.shape:
+        raise RiskError(
+            f"hidden {tuple(hidden.shape)}, labels {tuple(labels.shape)} and mask {tuple(mask.shape)} do not agree: "
+            "give [B, T, d], [B, T] and [B, T]"
+        )
+    if mask.dtype != torch.bool:
+        raise RiskError(f"mask has dtype {mask.dtype}: give booleans, true on response positions")
+    _check_head("policy", head, hidden)
+    selected = labels[mask]
+    if len(selected) and not 0 <= int(selected.min()) <= int(selected.max()) < head.num_tokens:
+        raise RiskError(
+            f"labels hold the token {int(selected.max() if selected.min() >= 0 else selected.min())} under the mask, "
+            f"outside the vocabulary of {head.num_tokens}: mask it out, or raise the head's vocab_size"
+        )
+    return Rows(hidden[mask], selected, mask.nonzero()[:, 0])
+
+
+def check_reference(reference: Reference, rows: Rows, head: Head, num_sequences: int) -> None:
+    """Refuse a record that does not fit the rows or the policy's vocabulary.
+
+    Raises:
+        RiskError: naming the tensor, both sizes and the remedy.
+    """
+    count = len(rows.hidden)
     if isinstance(reference, ScalarReference):
         if reference.logps.shape != (num_sequences,):
-            raise ValueError(f"scalar reference has shape {tuple(reference.logps.shape)}, expected ({num_sequences},)")
-        logps = sequence_logps(hidden, head, labels, mask, block_bytes=block_bytes)
-        return SequenceScores(logps, reference.logps, None, None)
-    rows, row_labels, sequence = _select(hidden, labels, mask)
-    _check(reference, rows, head)
-    return SequenceScores(
-        *_BlockedHead.apply(
-            rows,
-            head.weight,
-            head.bias,
-            reference.hidden,
-            reference.head.weight,
-            reference.head.bias,
-            row_labels,
-            sequence,
-            num_sequences,
-            measure,
-            block_bytes,
+            raise RiskError(
+                f"the reference's logps have shape {tuple(reference.logps.shape)}, expected ({num_sequences},): "
+                "one number a sequence"
+            )
+        return
+    if isinstance(reference, TopKReference):
+        ids, log_probs = reference.ids, reference.log_probs
+        if ids.shape != log_probs.shape or any(
+            len(column) != count for column in (ids, reference.log_rest, reference.label_logps)
+        ):
+            raise RiskError(
+                f"the reference's top-k record has ids {tuple(ids.shape)}, log_probs {tuple(log_probs.shape)}, "
+                f"log_rest {tuple(reference.log_rest.shape)} and label_logps {tuple(reference.label_logps.shape)}; "
+                f"the mask has {count} positions: give one row a position"
+            )
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < head.num_tokens:
+            raise RiskError(
+                f"the reference's top-k record holds the token {int(ids.max())}, outside the policy's vocabulary of "
+                f"{head.num_tokens}: reference and policy must share one tokenizer"
+            )
+        return
+    if len(reference.hidden) != count:
+        raise RiskError(
+            f"the reference's hidden states have {len(reference.hidden)} rows, the mask has {count} positions: "
+            "give one row a position, in (sequence, position) order"
         )
+    _check_head("reference", reference.head, reference.hidden)
+    if reference.head.num_tokens != head.num_tokens:
+        raise RiskError(
+            f"policy and reference have different vocabularies, {head.num_tokens} and {reference.head.num_tokens} "
+            "entries: use models with one tokenizer, or set vocab_size of the padded head to the smaller"
+        )
+
+
+def _check_head(whose: str, head: Head, hidden: Tensor) -> None:
+    num_rows, width = head.weight.shape
+    if hidden.shape[-1] != width:
+        raise RiskError(
+            f"the {whose}'s hidden states have {hidden.shape[-1]} columns and its head's weight has {width}: "
+            "the head must be the one of the model that gave the hidden states"
+        )
+    if hidden.dtype != head.weight.dtype:
+        raise RiskError(
+            f"the {whose}'s hidden states are {hidden.dtype} and its head's weight is {head.weight.dtype}: "
+            "convert one to the other's dtype"
+        )
+    if head.bias is not None and head.bias.shape != (num_rows,):
+        raise RiskError(f"the {whose} head's bias has shape {tuple(head.bias.shape)}, expected ({num_rows},)")
+    if not 0 < head.num_tokens <= num_rows:
+        raise RiskError(f"the {whose} head's vocab_size is {head.num_tokens}; its weight has {num_rows} rows")
+
+
+def explain_not_finite(rows: Rows, head: Head, reference: Reference | None) -> RiskError:
+    """Which tensor is to blame for scores that are not finite."""
+
+    def bad_rows(tensor: Tensor) -> Tensor:
+        return (~torch.isfinite(tensor)).flatten(1).any(-1).nonzero()[:, 0]
+
+    policy = bad_rows(rows.hidden)
+    if len(policy):
+        sequence = int(rows.sequence[policy[0]])
+        return RiskError(
+            f"the policy's hidden states are not finite at {len(policy)} of {len(rows.hidden)} positions, first in "
+            f"sequence {sequence}: training diverged (lower the learning rate) or the model overflows its dtype"
+        )
+    if not bool(torch.isfinite(head.weight).all()) or (head.bias is not None and bool(torch.isnan(head.bias).any())):
+        return RiskError("the policy head's weight or bias is not finite: training diverged; lower the learning rate")
+    if isinstance(reference, HiddenReference):
+        if len(bad_rows(reference.hidden)) or not bool(torch.isfinite(reference.head.weight).all()):
+            return RiskError("the reference's hidden states or head are not finite: compute the reference again")
+        size = head.num_tokens
+        if head.bias is not None:
+            masked = torch.isneginf(head.bias[:size])
+            if reference.head.bias is not None:
+                masked &= ~torch.isneginf(reference.head.bias[:size])
+            if bool(masked.any()):
+                return RiskError(
+                    f"the policy head's bias masks token {int(masked.nonzero()[0])} (-inf) and the reference's does "
+                    "not: the risk is infinite; mask it in both, or in neither"
+                )
+    elif isinstance(reference, ScalarReference):
+        if not bool(torch.isfinite(reference.logps).all()):
+            return RiskError("the reference's logps are not finite: compute the reference again")
+    elif reference is not None and not (
+        bool(torch.isfinite(reference.label_logps).all()) and not bool(torch.isnan(reference.log_probs).any())
+    ):
+        return RiskError("the reference's top-k record is not finite: compute the reference again")
+    return RiskError(
+        "the log-probability of a response or its risk is not finite: a token has probability zero under one model "
+        "and not under the other; check masks in the heads' biases, and that training has not diverged"
     )
-
-
-def sequence_logps(hidden: Tensor, head: Head, labels: Tensor, mask: Tensor, *, block_bytes: int) -> Tensor:
-    """Log-probability of the masked labels of each sequence, ``[B]``, nats (shapes as `sequence_scores`)."""
-    rows, row_labels, sequence = _select(hidden, labels, mask)
-    none = (None, None, None)
-    return _BlockedHead.apply(
-        rows, head.weight, head.bias, *none, row_labels, sequence, hidden.shape[0], _KL, block_bytes
-    )[0]
-
-
-@torch.no_grad()
-def token_scores(
-    hidden: Tensor,
-    head: Head,
-    reference: HiddenReference,
-    labels: Tensor,
-    mask: Tensor,
-    measures: tuple[Measure, ...],
-    *,
-    block_bytes: int,
-) -> TokenScores:
-    """The same quantities per position and for several measures, for evaluation (shapes as `sequence_scores`)."""
-    rows, row_labels, _ = _select(hidden, labels, mask)
-    _check(reference, rows, head)
-    num_rows = rows.shape[0]
-    logps, ref_logps = (rows.new_empty(num_rows, dtype=torch.float32) for _ in range(2))
-    risk = {measure.label: rows.new_empty(num_rows, dtype=torch.float32) for measure in measures}
-    size = positions_per_block(block_bytes, head.weight.shape[0])
-    for start in range(0, num_rows, size):
-        block = slice(start, start + size)
-        log_pi = _log_probs(rows[block], head.weight, head.bias)
-        log_ref = _log_probs(reference.hidden[block], reference.head.weight, reference.head.bias)
-        label = row_labels[block].unsqueeze(-1)
-        logps[block] = log_pi.gather(-1, label).squeeze(-1)
-        ref_logps[block] = log_ref.gather(-1, label).squeeze(-1)
-        for measure in measures:
-            risk[measure.label][block] = measure.value(log_ref, log_pi)[0]
-    return TokenScores(logps, ref_logps, risk)
-
-
-def _select(hidden: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows under the mask ``[N, d]``, their labels ``[N]`` and the sequence each belongs to ``[N]``."""
-    if labels.shape != mask.shape or hidden.shape[:2] != mask.shape:
-        raise ValueError(
-            f"hidden {tuple(hidden.shape)}, labels {tuple(labels.shape)} and mask {tuple(mask.shape)} do not agree"
-        )
-    return hidden[mask], labels[mask], mask.nonzero()[:, 0]
-
-
-def _check(reference: HiddenReference, rows: Tensor, head: Head) -> None:
-    if reference.hidden.shape[0] != rows.shape[0]:
-        raise ValueError(f"reference record has {reference.hidden.shape[0]} rows, the mask has {rows.shape[0]}")
-    if reference.head.weight.shape[0] != head.weight.shape[0]:
-        raise ValueError(
-            f"policy and reference have different vocabularies: {head.weight.shape[0]} and "
-            f"{reference.head.weight.shape[0]} entries"
-        )
-
-
-def _log_probs(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Normalised log-probabilities ``[n, V]`` in float32 (float64 stays), whatever the model's dtype.
-
-    Half-precision inputs are multiplied into float32: logits rounded to bfloat16 are off by up to a tenth of a
-    nat, and the tail of the log-ratio would measure that rounding.
-    """
-    if rows.dtype in (torch.bfloat16, torch.float16):
-        wide = torch.mm(rows, weight.T, out_dtype=torch.float32) if rows.is_cuda else rows.float() @ weight.float().T
-        logits = wide if bias is None else wide + bias.float()
-    else:
-        logits = torch.nn.functional.linear(rows, weight, bias)
-    return torch.log_softmax(logits, -1)
-
-
-class _BlockedHead(torch.autograd.Function):
-    """Forward sums and hand-written gradients; logits exist for one block of positions at a time."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        rows: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        ref_rows: Tensor | None,
-        ref_weight: Tensor | None,
-        ref_bias: Tensor | None,
-        labels: Tensor,
-        sequence: Tensor,
-        num_sequences: int,
-        measure: Measure,
-        block_bytes: int,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
-        anchor = rows.new_empty(rows.shape[0], dtype=wide)
-        ctx.save_for_backward(rows, weight, bias, ref_rows, ref_weight, ref_bias, labels, sequence, anchor)
-        ctx.measure = measure
-        ctx.size = size = positions_per_block(block_bytes, weight.shape[0])
-        logps, ref_logps, kl, risk = (rows.new_zeros(num_sequences, dtype=wide) for _ in range(4))
-        for start in range(0, rows.shape[0], size):
-            block = slice(start, start + size)
-            label, owner = labels[block].unsqueeze(-1), sequence[block]
-            log_pi = _log_probs(rows[block], weight, bias)
-            logps.index_add_(0, owner, log_pi.gather(-1, label).squeeze(-1))
-            if ref_rows is None or ref_weight is None:
-                continue
-            log_ref = _log_probs(ref_rows[block], ref_weight, ref_bias)
-            ref_logps.index_add_(0, owner, log_ref.gather(-1, label).squeeze(-1))
-            block_risk, anchor[block] = measure.value(log_ref, log_pi)
-            risk.index_add_(0, owner, block_risk)
-            kl.index_add_(0, owner, block_risk if measure == _KL else _KL.value(log_ref, log_pi)[0])
-        if ref_rows is None:
-            return logps, None, None, None
-        ctx.mark_non_differentiable(ref_logps)
-        return logps, ref_logps, kl, risk
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        g_logps, _, g_kl, g_risk = grads
-        rows, weight, bias, ref_rows, ref_weight, ref_bias, labels, sequence, anchor = ctx.saved_tensors
-        # A loss without risk (dpo, or a metric only) needs no reference logits here.
-        use_kl, use_risk = (ref_rows is not None and g is not None and bool((g != 0).any()) for g in (g_kl, g_risk))
-        wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
-        grad_rows = torch.empty_like(rows)
-        # With a half-precision head the sum over positions is kept in float32.
-        grad_weight = torch.zeros_like(weight, dtype=wide)
-        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=wide)
-        for start in range(0, rows.shape[0], ctx.size):
-            block = slice(start, start + ctx.size)
-            owner, block_rows = sequence[block], rows[block]
-            log_pi = _log_probs(block_rows, weight, bias)
-            scale_pi = -g_logps[owner]
-            grad = torch.zeros_like(log_pi)
-            if use_kl or use_risk:
-                log_ref = _log_probs(ref_rows[block], ref_weight, ref_bias)
-                if use_risk:
-                    scale = g_risk[owner]
-                    q = ctx.measure.distorted(log_ref, log_pi, anchor[block])
-                    grad.addcmul_(q, scale.unsqueeze(-1), value=-1)
-                    scale_pi = scale_pi + scale
-                if use_kl:
-                    scale = g_kl[owner]
-                    grad.addcmul_(log_ref.exp(), scale.unsqueeze(-1), value=-1)
-                    scale_pi = scale_pi + scale
-            grad.addcmul_(log_pi.exp_(), scale_pi.unsqueeze(-1))
-            grad.scatter_add_(-1, labels[block].unsqueeze(-1), g_logps[owner].unsqueeze(-1))
-            grad = grad.to(weight.dtype)
-            torch.mm(grad, weight, out=grad_rows[block])
-            if grad.dtype == wide:
-                grad_weight.addmm_(grad.T, block_rows)
-            else:
-                grad_weight += grad.T @ block_rows
-            if grad_bias is not None:
-                grad_bias += grad.sum(0)
-        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
-        return grad_rows, grad_weight.to(weight.dtype), grad_bias, *([None] * 8)
-
-
-_KL = Measure("mean", 1.0)

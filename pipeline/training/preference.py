@@ -8,12 +8,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.config import RISK_METHODS, SEQUENTIAL_METHODS, LossConfig, RiskConfig
+from pipeline.config import SEQUENTIAL_METHODS, LossConfig, RiskConfig
 from pipeline.models.sequences import pad_sequences
 from pipeline.records import PairTokens
-from pipeline.risk.head import Head, HiddenReference, Reference, ScalarReference, sequence_scores
-from pipeline.risk.losses import preference_loss
-from pipeline.risk.measures import Measure
+from pipeline.risk.head import Head, HiddenReference, Reference, ScalarReference
+from pipeline.risk.losses import pair_form
+from pipeline.risk.measures import trained_measure
+from pipeline.risk.pair_head import pair_loss
 from pipeline.training.task import Batch
 
 
@@ -44,9 +45,8 @@ class PreferenceTask:
     ) -> None:
         self._pairs = pairs
         self._reference = reference
-        self._loss = loss
-        # tdpo is ra_dpo at the mean; dpo has no risk in its loss, but its curves show the sequential KL.
-        self._measure = Measure(risk.measure, risk.level) if loss.method in RISK_METHODS else Measure("mean", 1.0)
+        self._form = pair_form(loss.method, loss.beta, loss.alpha)
+        self._measure = trained_measure(loss, risk)
         self._pad_id = pad_id
         self._block_bytes = head_block_bytes
         self.num_rows = len(pairs)
@@ -82,43 +82,31 @@ class PreferenceTask:
             reference = ScalarReference(batch["ref_logps"])
         else:
             reference = HiddenReference(batch["ref_hidden"], self._reference.head)
-        scores = sequence_scores(
+        weight = batch["weight"].to(hidden.device)
+        scores = pair_loss(
             hidden,
             head,
             reference,
             batch["labels"],
             batch["mask"],
             self._measure,
+            self._form,
+            weight,
             block_bytes=self._block_bytes,
         )
-        chosen, rejected = scores.logps.chunk(2)
-        chosen_ref, rejected_ref = scores.ref_logps.chunk(2)
-        no_risk = (None, None)
-        chosen_risk, rejected_risk = no_risk if scores.risk is None else scores.risk.chunk(2)
-        pair = preference_loss(
-            self._loss.method,
-            chosen,
-            rejected,
-            chosen_ref,
-            rejected_ref,
-            chosen_risk,
-            rejected_risk,
-            beta=self._loss.beta,
-            alpha=self._loss.alpha,
-        )
-        weight = batch["weight"].to(pair.loss)
+        chosen_change, rejected_change = (scores.logps - scores.ref_logps).chunk(2)
+        margin = chosen_change - rejected_change
         columns = {
-            "loss": pair.loss.detach(),
-            "reward_accuracy": (pair.reward_margin > 0).to(weight),
-            "reward_margin": pair.reward_margin,
-            "chosen_logps_change": (chosen - chosen_ref).detach(),
-            "rejected_logps_change": (rejected - rejected_ref).detach(),
-            "pairs": torch.ones_like(weight),
+            "loss": scores.losses,
+            "reward_accuracy": (margin > 0).to(margin),
+            "reward_margin": margin,
+            "chosen_logps_change": chosen_change,
+            "rejected_logps_change": rejected_change,
+            "pairs": torch.ones_like(margin),
         }
-        if scores.kl is not None and chosen_risk is not None and rejected_risk is not None:
-            columns["chosen_kl"], columns["rejected_kl"] = scores.kl.detach().chunk(2)
-            columns["chosen_risk"], columns["rejected_risk"] = chosen_risk.detach(), rejected_risk.detach()
-            implicit = pair.reward_margin + columns["chosen_risk"] - columns["rejected_risk"]
-            columns["implicit_reward_accuracy"] = (implicit > 0).to(weight)
+        if scores.kl is not None and scores.risk is not None:
+            columns["chosen_kl"], columns["rejected_kl"] = scores.kl.chunk(2)
+            columns["chosen_risk"], columns["rejected_risk"] = chosen_risk, rejected_risk = scores.risk.chunk(2)
+            columns["implicit_reward_accuracy"] = (margin + chosen_risk - rejected_risk > 0).to(margin)
         sums = torch.stack([(columns[name] * weight).sum() for name in self.metric_names])
-        return (pair.loss * weight).sum(), sums
+        return scores.loss, sums

@@ -11,7 +11,8 @@ from pipeline.config import SFTConfig
 from pipeline.data.order import global_batch, num_batches
 from pipeline.models.sequences import pad_sequences
 from pipeline.records import TextTokens
-from pipeline.risk.head import Head, sequence_logps
+from pipeline.risk.head import Head
+from pipeline.risk.sequence_head import sequence_logps
 from pipeline.training.task import Batch
 
 
