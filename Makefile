@@ -8,7 +8,7 @@ TORCH := torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 SCATTERTEXT := $(shell grep '^scattertext==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup align test check clean
+.PHONY: help setup align test check bench clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -42,6 +42,9 @@ check: setup ## lint, format, types, and which module may import which
 	@$(BIN)/ruff format --check --quiet . || { echo "error: not formatted: run $(BIN)/ruff format" >&2; exit 1; }
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-logo
+
+bench: setup ## time and memory of the output head beside a plain one; options go in ARGS
+	@$(BIN)/python jobs/benchmark.py $(ARGS)
 
 clean: ## remove .venv and caches (runs/ stays)
 	@rm -rf $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info
