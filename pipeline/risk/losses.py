@@ -22,6 +22,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.errors import RiskError
+
 
 @dataclass(frozen=True)
 class PairForm:
@@ -43,7 +45,10 @@ class PairForm:
         if not self.uses_risk:
             return z
         if chosen_risk is None or rejected_risk is None:
-            raise ValueError("this loss needs the sequential risk of both responses")
+            raise RiskError(
+                "this loss needs the sequential risk of both responses: score them with the hidden or the top-k tier, "
+                "or use dpo"
+            )
         if self.chosen_risk_gradient == 0.0:
             chosen_risk = chosen_risk.detach()
         return z + self.risk * (chosen_risk - rejected_risk)
@@ -53,7 +58,7 @@ def pair_form(method: str, beta: float, alpha: float) -> PairForm:
     """The coefficients of a method.
 
     Raises:
-        ValueError: for an unknown method.
+        RiskError: for an unknown method.
     """
     if method == "dpo":
         return PairForm(beta, 0.0, 0.0)
@@ -61,7 +66,7 @@ def pair_form(method: str, beta: float, alpha: float) -> PairForm:
         return PairForm(beta, beta, beta)
     if method in ("tdpo2", "ra_dpo2"):
         return PairForm(beta, alpha * beta, 0.0)
-    raise ValueError(f"unknown method {method!r}")
+    raise RiskError(f"loss.method: unknown method {method!r}; choose one of dpo, tdpo1, tdpo2, ra_dpo1, ra_dpo2")
 
 
 class PairLoss(NamedTuple):
@@ -84,7 +89,7 @@ def preference_loss(
     """Loss of every pair from its sequence sums (all ``[P]``, nats).
 
     Raises:
-        ValueError: when the form needs the sequential risk and there is none.
+        RiskError: when the form needs the sequential risk and there is none.
     """
     margin = (chosen_logps - chosen_ref_logps) - (rejected_logps - rejected_ref_logps)
     z = form.logit(margin, chosen_risk, rejected_risk)

@@ -53,7 +53,11 @@ CASES: dict[str, tuple[Callable[[Path], list[str]] | list[str], list[str]]] = {
     "misspelt recipe": (["--recipe", "review"], ["review", "reviews"]),
     "risk with the scalar tier": (["--reference.tier", "scalar"], ["reference.tier", "hidden", "dpo"]),
     "cvar level": (["--risk.level", "1.5"], ["risk.level", "(0, 1]"]),
-    "erm level": (["--risk.measure", "erm", "--risk.level", "0"], ["risk.level", "above 0"]),
+    "erm level": (["--risk.measure", "erm", "--risk.level", "0"], ["risk.level", "(0, inf)", "more averse"]),
+    "weight of the tail": (
+        ["--risk.measure", "mean_cvar", "--risk.weight", "1.5"],
+        ["risk.weight", "[0, 1]", "all cvar"],
+    ),
     "two budgets": (["--sft.steps", "3", "--sft.tokens", "10"], ["sft.steps", "sft.tokens"]),
     "storage as a URL": (["--storage", "s3://bucket/runs"], ["--storage", "directory"]),
     "missing file": (["--data.path", "no-such-file.jsonl"], ["no-such-file.jsonl"]),

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from pipeline.config import LossConfig, RiskConfig
+from pipeline.models.load import output_head
 from pipeline.reference.compute import reference_rows
 from pipeline.reference.reader import ReferenceReader
-from pipeline.reference.shards import HEAD_FILE, shard_path, write_shard
+from pipeline.reference.shards import shard_path, write_head, write_shard
 from pipeline.training.policy import PolicyWithObjective
 from pipeline.training.preference import PreferenceTask
 
@@ -45,7 +45,7 @@ def test_loss_and_gradients_of_a_live_reference(tmp_path: Path, method: str, mov
     )
     write_shard(shard_path(tmp_path, "train", 0), rows[:4])
     write_shard(shard_path(tmp_path, "train", 1), rows[4:])
-    save_file({"weight": reference.get_output_embeddings().weight.detach()}, tmp_path / HEAD_FILE)
+    write_head(tmp_path, output_head(reference))
     reader = ReferenceReader(tmp_path, "train", pairs, device=CPU, dtype=torch.float32)
     loss, risk = LossConfig(method=method), RiskConfig()
     task = PreferenceTask(pairs, reader, loss, risk, tiny.PAD, 50_000)

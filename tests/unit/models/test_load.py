@@ -49,8 +49,10 @@ class TestCheckHead:
             ("GPT2", GPT2),
             ("GPTNeoX", SIZE | {"intermediate_size": 32}),
             ("Phi", SIZE | {"intermediate_size": 32}),  # its head has a bias
-            ("Granite", LLAMA | {"logits_scaling": 1.0}),
-            ("Cohere", LLAMA | {"logit_scale": 1.0}),
+            ("Granite", LLAMA | {"logits_scaling": 8.0}),  # divides its logits
+            ("Cohere", LLAMA | {"logit_scale": 0.0625}),  # multiplies them
+            # A cap far below the largest logit, so that leaving it out would show.
+            ("Gemma2", LLAMA | {"final_logit_softcapping": 0.05}),
             ("Gemma2", LLAMA | {"final_logit_softcapping": None}),
         ],
     )
@@ -61,16 +63,33 @@ class TestCheckHead:
     @pytest.mark.parametrize(
         ("family", "options"),
         [
-            ("Granite", LLAMA | {"logits_scaling": 8.0}),
-            ("Cohere", LLAMA | {"logit_scale": 0.0625}),
-            ("Gemma2", LLAMA | {"final_logit_softcapping": 30.0}),
+            ("Bert", SIZE | {"intermediate_size": 32, "is_decoder": True}),  # transforms its hidden states first
+            (
+                "RecurrentGemma",  # caps its logits under a name of its own
+                LLAMA | {"lru_width": 16, "logits_soft_cap": 0.05, "eos_token_id": 1},
+            ),
         ],
     )
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_logits_that_are_scaled_or_capped(self, family: str, options: dict[str, Any], dtype: Any) -> None:
+    def test_logits_made_in_a_way_of_their_own(self, family: str, options: dict[str, Any], dtype: Any) -> None:
         model = tiny(family, options).to(dtype)
-        with pytest.raises(ModelError, match=rf"{family}ForCausalLM does not compute .*model\.path"):
+        with pytest.raises(ModelError, match=rf"{type(model).__name__} does not compute .*model\.path"):
             check_head(model, IDS, MASK)
+
+    @pytest.mark.parametrize(
+        ("family", "options", "expected"),
+        [
+            ("Llama", LLAMA, (1.0, None)),
+            ("Granite", LLAMA | {"logits_scaling": 8.0}, (0.125, None)),
+            ("Cohere", LLAMA | {"logit_scale": 0.0625}, (0.0625, None)),
+            ("Gemma2", LLAMA | {"final_logit_softcapping": 30.0}, (1.0, 30.0)),
+        ],
+    )
+    def test_scale_and_cap_are_found(
+        self, family: str, options: dict[str, Any], expected: tuple[float, float | None]
+    ) -> None:
+        head = output_head(tiny(family, options))
+        assert (head.scale, head.softcap) == expected
 
     def test_a_bias_is_found(self) -> None:
         model = tiny("Phi", SIZE | {"intermediate_size": 32})

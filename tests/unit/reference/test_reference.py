@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.config import Tier
 from pipeline.errors import ArtifactError
@@ -18,7 +17,8 @@ from pipeline.models.load import output_head
 from pipeline.records import PairTokens
 from pipeline.reference.compute import reference_rows
 from pipeline.reference.reader import ReferenceReader
-from pipeline.reference.shards import HEAD_FILE, ShardRow, shard_path, write_shard
+from pipeline.reference.shards import HEAD_FILE, ShardRow, read_head, shard_path, write_head, write_shard
+from pipeline.risk.head import Head
 
 CPU = torch.device("cpu")
 WIDTH = 16
@@ -47,7 +47,7 @@ def write(directory: Path, rows: list[ShardRow], model: nn.Module | None, per_sh
     for index in range(0, len(rows), per_shard):
         write_shard(shard_path(directory, "train", index // per_shard), rows[index : index + per_shard])
     if model is not None:
-        save_file({"weight": output_head(model).weight.detach()}, directory / HEAD_FILE)
+        write_head(directory, output_head(model))
 
 
 def read(directory: Path, rows: list[PairTokens], dtype: torch.dtype = torch.float32) -> ReferenceReader:
@@ -119,6 +119,28 @@ class TestShards:
             for piece, expected in zip(reader.hidden(row_id), stored.hidden, strict=True):
                 assert piece.dtype == dtype
                 assert torch.equal(piece, expected)
+
+    @pytest.mark.parametrize("bias", [None, torch.randn(5)])
+    @pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.1, 30.0)])
+    def test_the_head_keeps_what_is_done_to_the_logits(
+        self, tmp_path: Path, bias: Tensor | None, scale: float, softcap: float | None
+    ) -> None:
+        written = Head(torch.randn(5, 3), bias, scale, softcap)
+        write_head(tmp_path, written)
+        found = read_head(tmp_path, CPU, torch.float32)
+        assert torch.equal(found.weight, written.weight)
+        assert (found.bias is None) == (bias is None)
+        assert bias is None or torch.equal(found.bias, bias)  # type: ignore[arg-type]
+        assert (found.scale, found.softcap) == (scale, softcap)
+
+    def test_equal_heads_give_equal_bytes(self, tmp_path: Path) -> None:
+        head = Head(torch.ones(5, 3), torch.ones(5), 0.1, 30.0)
+        files = set()
+        for number in range(8):
+            (tmp_path / str(number)).mkdir()
+            write_head(tmp_path / str(number), head)
+            files.add((tmp_path / str(number) / HEAD_FILE).read_bytes())
+        assert len(files) == 1
 
     def test_an_actor_may_compute_in_another_type_than_the_trainer(
         self, tmp_path: Path, make_model: Callable[..., nn.Module]
