@@ -59,7 +59,7 @@ class Tree:
 
     def total(self, per_token: Tensor) -> Tensor:
         """Sum of ``per_token [N, V]`` along every response, ``[num_responses]``, in the order of `responses`."""
-        return torch.stack([sum(per_token[step] for step in path) for path in self.responses()])
+        return torch.stack([torch.stack([per_token[step] for step in path]).sum() for path in self.responses()])
 
     def _tokens(self, state: int) -> list[int]:
         return self.available[state].nonzero()[:, 0].tolist()
