@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from pipeline.errors import RiskError
 from pipeline.risk.head import (
@@ -193,8 +194,10 @@ class _SequenceHead(torch.autograd.Function):
         return logps, ref_logps, kl, risk
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         hidden, weight, bias = ctx.saved_tensors
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         wide = accumulation_dtype(hidden.dtype)
         owner = ctx.rows.sequence
         # A loss without risk (dpo, or a metric only) needs no reference here.
@@ -204,19 +207,21 @@ class _SequenceHead(torch.autograd.Function):
         )
         reference = None if on_kl is None and on_risk is None else ctx.reference
         on_logps = hidden.new_zeros(len(owner), dtype=wide) if grads[0] is None else grads[0][owner]
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=wide)
-        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=wide)
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if wants_bias else None
         weights = Weights(on_logps, on_kl, on_risk)
         measure = ctx.measure if on_risk is not None else _KL
         head = Head(weight, bias, ctx.head.scale, ctx.head.softcap, ctx.head.vocab_size)
         for block, (policy, grad), _ in _blocks(hidden, head, reference, ctx.rows, measure, ctx.size, weights):
-            grad_hidden[block] = policy.grad_rows(grad, None).to(hidden.dtype)
-            policy.add_grad_weight(grad_weight, grad, hidden[block], None)
+            if grad_hidden is not None:
+                grad_hidden[block] = policy.grad_rows(grad, None).to(hidden.dtype)
+            if grad_weight is not None:
+                policy.add_grad_weight(grad_weight, grad, hidden[block], None)
             if grad_bias is not None:
                 policy.add_grad_bias(grad_bias, grad, None)
-        grad_bias = None if grad_bias is None or bias is None else grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight.to(weight.dtype), grad_bias, *([None] * 6)
+        due = ((grad_hidden, hidden), (grad_weight, weight), (grad_bias, bias))
+        return *(None if grad is None else grad.to(leaf.dtype) for grad, leaf in due), *([None] * 6)
 
 
 def _blocks(
