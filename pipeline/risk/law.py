@@ -8,6 +8,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+TIE = 1e-5
+"""Entries within TIE * (1 + |VaR|) of the VaR count as tied with it."""
+
+
+class Workspace:
+    """Named buffers that are written again and again. A fresh buffer of some megabytes is paged in by the system at
+    its first use, which takes several times as long as the arithmetic done in it."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, like: Tensor) -> Tensor:
+        """A buffer of the shape, dtype and device of ``like``; an earlier one of the same name is overwritten."""
+        buffer = self._buffers.get(name)
+        if buffer is None or len(buffer) < like.numel() or buffer.dtype != like.dtype or buffer.device != like.device:
+            buffer = self._buffers[name] = like.new_empty(like.numel())
+        return buffer[: like.numel()].view(like.shape)
+
 
 class Law:
     """A random variable L at N positions; entry z of a row has probability pi_ref(z).
@@ -18,9 +36,12 @@ class Law:
         p: ``[N, V]`` exp(log_p).
     """
 
-    def __init__(self, ratio: Tensor, log_p: Tensor, p: Tensor | None = None) -> None:
+    def __init__(
+        self, ratio: Tensor, log_p: Tensor, p: Tensor | None = None, workspace: Workspace | None = None
+    ) -> None:
         self.ratio, self.log_p = ratio, log_p
         self.p = log_p.exp() if p is None else p
+        self._workspace = Workspace() if workspace is None else workspace
 
     @classmethod
     def between(cls, log_ref: Tensor, log_pi: Tensor) -> Law:
@@ -30,15 +51,11 @@ class Law:
     @cached_property
     def mean(self) -> Tensor:
         """E[L] = KL(pi_ref || pi), ``[N]``."""
-        return (self.p * self.ratio).sum(-1)
+        return torch.mul(self.p, self.ratio, out=self.buffer("scratch")).sum(-1)
 
-    def only(self, rows: Tensor) -> Law:
-        """The law at some of the positions (``rows``: indices or a mask)."""
-        return Law(self.ratio[rows], self.log_p[rows], self.p[rows])
-
-
-TIE = 1e-5
-"""Entries within TIE * (1 + |VaR|) of the VaR count as tied with it."""
+    def buffer(self, name: str) -> Tensor:
+        """``[N, V]`` of scratch memory."""
+        return self._workspace.take(name, self.ratio)
 
 
 class Risk(NamedTuple):
@@ -47,4 +64,5 @@ class Risk(NamedTuple):
     value: Tensor
     """``[N]``, nats."""
     q: Tensor
-    """``[N, V]``; the gradient of the value with respect to the policy's logits is (sum q) * pi - q."""
+    """``[N, V]``; the gradient of the value with respect to the policy's logits is (sum q) * pi - q. Valid until
+    the next measure of the same law."""

@@ -36,6 +36,7 @@ from pipeline.risk.head import (
     positions_per_block,
     select_rows,
 )
+from pipeline.risk.law import Workspace
 from pipeline.risk.losses import PairForm
 from pipeline.risk.measures import Measure
 from pipeline.risk.positions import Weights, reduce_block
@@ -161,6 +162,7 @@ class _Pass:
         if isinstance(reference, ScalarReference):
             self._sums[1] = reference.logps
         self._weight = task.weight.to(wide)
+        self._workspace = Workspace()
         self._losses = hidden.new_zeros(self._num_pairs, dtype=wide)
         self._grad_hidden = torch.zeros_like(hidden) if wants[0] else None
         self._grad_weight = torch.zeros_like(head.weight, dtype=wide) if wants[1] else None
@@ -227,7 +229,9 @@ class _Pass:
             on_logps = (2 * chosen - 1) * form.logps
             on_risk = chosen * form.chosen_risk_gradient - (1 - chosen) * form.risk
             weights = Weights(on_logps, None, on_risk if form.uses_risk else None)
-        parts = reduce_block(logits, beside, task.rows.labels[positions], task.measure, weights, self._head.softcap)
+        parts = reduce_block(
+            logits, beside, task.rows.labels[positions], task.measure, weights, self._head.softcap, self._workspace
+        )
         ref_logps = reference.label_logps[positions] if isinstance(reference, TopKReference) else parts.ref_logps
         for total, column in zip(self._sums, (parts.logps, ref_logps, parts.kl, parts.risk), strict=True):
             if column is not None:

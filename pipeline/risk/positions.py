@@ -19,10 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.risk.law import Law, Risk
+from pipeline.risk.law import Law, Risk, Workspace
 from pipeline.risk.measures import Measure
 
-_SLICE_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 24}
+_SLICE_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 24}
 """Logits in one slice: on a CPU its buffers fit the cache, on a GPU the slice fills the device."""
 
 
@@ -67,6 +67,7 @@ def reduce_block(
     measure: Measure,
     weights: Weights | None,
     cap: float | None,
+    workspace: Workspace,
 ) -> Positions:
     """Reduce a block, slice by slice.
 
@@ -79,6 +80,7 @@ def reduce_block(
         measure: the risk measure; not used without a reference.
         weights: None when no gradient is wanted.
         cap: the soft cap already applied to ``logits``, or None.
+        workspace: buffers of a slice, kept by the caller from block to block.
     """
     size = max(1, _SLICE_ELEMENTS.get(logits.device.type, 1 << 24) // logits.shape[-1])
     parts = []
@@ -87,12 +89,12 @@ def reduce_block(
         part = None if weights is None else weights.slice(rows)
         slope = None if cap is None or part is None else 1 - (logits[rows] / cap).square_()
         if reference is None:
-            parts.append(_label_only(logits[rows], labels[rows], part))
+            parts.append(_label_only(logits[rows], labels[rows], part, workspace))
         elif isinstance(reference, TopKBlock):
             block = TopKBlock(reference.ids[rows], reference.log_probs[rows], reference.log_rest[rows])
-            parts.append(_top_k(logits[rows], block, labels[rows], measure, part))
+            parts.append(_top_k(logits[rows], block, labels[rows], measure, part, workspace))
         else:
-            parts.append(_whole(logits[rows], reference[rows], labels[rows], measure, part))
+            parts.append(_whole(logits[rows], reference[rows], labels[rows], measure, part, workspace))
         if slope is not None:
             logits[rows].mul_(slope)
     if len(parts) == 1:
@@ -105,28 +107,29 @@ def law_of(logits: Tensor, ref_logits: Tensor) -> tuple[Law, Tensor]:
     """The law of L at each position and log-sum-exp of the policy logits ``[n, 1]``; ``ref_logits`` is overwritten
     with log pi_ref."""
     log_norm = logits.logsumexp(-1, keepdim=True)
-    p, ref_norm = _softmax(ref_logits)
-    return _law(logits, log_norm, ref_logits.sub_(ref_norm), p), log_norm
+    workspace = Workspace()
+    p, ref_norm = _softmax(ref_logits, workspace.take("p", logits))
+    return _law(logits, log_norm, ref_logits.sub_(ref_norm), p, workspace), log_norm
 
 
-def _law(logits: Tensor, log_norm: Tensor, log_ref: Tensor, p: Tensor) -> Law:
-    ratio = (log_ref - logits).add_(log_norm)
+def _law(logits: Tensor, log_norm: Tensor, log_ref: Tensor, p: Tensor, workspace: Workspace) -> Law:
+    ratio = torch.sub(log_ref, logits, out=workspace.take("ratio", logits)).add_(log_norm)
     # Only a -inf of the reference makes its row's minimum infinite; without one the fill would be a wasted pass.
     if bool(torch.isinf(log_ref.amin()) if len(log_ref) else False):
         ratio.masked_fill_(log_ref == -torch.inf, 0.0)
-    return Law(ratio, log_ref, p)
+    return Law(ratio, log_ref, p, workspace)
 
 
-def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+def _softmax(logits: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities ``[n, V]`` and log-sum-exp ``[n, 1]``. The largest probability is 1 / sum exp(l - max), at least
     1 / V: its logarithm has all its digits, so log-probabilities are never logarithms of small ones."""
-    probs = torch.softmax(logits, -1)
+    probs = torch.softmax(logits, -1, out=out)
     return probs, logits.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log_()
 
 
-def _label_only(logits: Tensor, labels: Tensor, weights: Weights | None) -> Positions:
+def _label_only(logits: Tensor, labels: Tensor, weights: Weights | None, workspace: Workspace) -> Positions:
     label = labels.unsqueeze(-1)
-    probs, log_norm = _softmax(logits)
+    probs, log_norm = _softmax(logits, workspace.take("pi", logits))
     logps = (logits.gather(-1, label) - log_norm).squeeze(-1)
     if weights is not None:
         torch.mul(probs, -weights.logps.unsqueeze(-1), out=logits)
@@ -134,14 +137,21 @@ def _label_only(logits: Tensor, labels: Tensor, weights: Weights | None) -> Posi
     return Positions(logps, None, None, None)
 
 
-def _whole(logits: Tensor, ref_logits: Tensor, labels: Tensor, measure: Measure, weights: Weights | None) -> Positions:
+def _whole(
+    logits: Tensor,
+    ref_logits: Tensor,
+    labels: Tensor,
+    measure: Measure,
+    weights: Weights | None,
+    workspace: Workspace,
+) -> Positions:
     label = labels.unsqueeze(-1)
-    pi, log_norm = _softmax(logits)
-    p, ref_norm = _softmax(ref_logits)
+    pi, log_norm = _softmax(logits, workspace.take("pi", logits))
+    p, ref_norm = _softmax(ref_logits, workspace.take("p", logits))
     log_ref = ref_logits.sub_(ref_norm)
     logps = (logits.gather(-1, label) - log_norm).squeeze(-1)
     ref_logps = log_ref.gather(-1, label).squeeze(-1)
-    law = _law(logits, log_norm, log_ref, p)
+    law = _law(logits, log_norm, log_ref, p, workspace)
     risk = measure.of(law)
     if weights is not None:
         scale, minus_kl, minus_risk = _factors(weights, risk, measure)
@@ -154,14 +164,21 @@ def _whole(logits: Tensor, ref_logits: Tensor, labels: Tensor, measure: Measure,
     return Positions(logps, ref_logps, law.mean, risk.value)
 
 
-def _top_k(logits: Tensor, record: TopKBlock, labels: Tensor, measure: Measure, weights: Weights | None) -> Positions:
+def _top_k(
+    logits: Tensor,
+    record: TopKBlock,
+    labels: Tensor,
+    measure: Measure,
+    weights: Weights | None,
+    workspace: Workspace,
+) -> Positions:
     """On the law of k tokens and one symbol for the rest; the rest's share of q is spread in proportion to pi."""
     label = labels.unsqueeze(-1)
     label_logits = logits.gather(-1, label)
     top_logits = logits.gather(-1, record.ids)
     logits.scatter_(-1, record.ids, -torch.inf)
     if record.ids.shape[-1] < logits.shape[-1]:
-        rest, rest_norm = _softmax(logits)  # the policy among the rest
+        rest, rest_norm = _softmax(logits, workspace.take("pi", logits))  # the policy among the rest
     else:
         rest, rest_norm = torch.zeros_like(logits), torch.full_like(label_logits, -torch.inf)
     log_norm = torch.logsumexp(torch.cat([top_logits, rest_norm], -1), -1, keepdim=True)

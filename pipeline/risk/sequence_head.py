@@ -28,6 +28,7 @@ from pipeline.risk.head import (
     positions_per_block,
     select_rows,
 )
+from pipeline.risk.law import Workspace
 from pipeline.risk.measures import Measure
 from pipeline.risk.positions import Positions, Weights, law_of, reduce_block
 
@@ -84,10 +85,11 @@ def sequence_scores(
         raise RiskError("the mask is false at every position: there is nothing to score; mark the response tokens")
     if isinstance(reference, ScalarReference):
         logps = _apply(rows, head, None, len(hidden), _KL, block_bytes)[0]
-        return SequenceScores(logps, reference.logps, None, None)
-    logps, ref_logps, kl, risk = _apply(rows, head, reference, len(hidden), measure, block_bytes)
-    assert ref_logps is not None
-    scores = SequenceScores(logps, ref_logps, kl, risk)
+        scores = SequenceScores(logps, reference.logps, None, None)
+    else:
+        logps, ref_logps, kl, risk = _apply(rows, head, reference, len(hidden), measure, block_bytes)
+        assert ref_logps is not None
+        scores = SequenceScores(logps, ref_logps, kl, risk)
     if not all(bool(torch.isfinite(column).all()) for column in scores if column is not None):
         raise explain_not_finite(rows, head, reference)
     return scores
@@ -236,6 +238,7 @@ def _blocks(
     """Yields (block, (policy projection, its overwritten logits), `Positions`) over all rows."""
     policy = Projection(head, size)
     frozen = Projection(reference.head, size) if isinstance(reference, HiddenReference) else None
+    workspace = Workspace()
     for start in range(0, len(hidden), max(1, size)):
         block = slice(start, start + size)
         logits = policy.logits(hidden[block])
@@ -245,5 +248,5 @@ def _blocks(
         elif isinstance(reference, TopKReference):
             beside = reference.block(block)
         part = None if weights is None else weights.slice(block)
-        parts: Positions = reduce_block(logits, beside, rows.labels[block], measure, part, head.softcap)
+        parts: Positions = reduce_block(logits, beside, rows.labels[block], measure, part, head.softcap, workspace)
         yield block, (policy, logits), parts
