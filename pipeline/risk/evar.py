@@ -21,7 +21,8 @@ def evar(law: Law, level: float) -> Risk:
     """
     if level == 1.0:
         return Risk(law.mean, law.p)
-    log_p, ratio = law.log_p.double(), law.ratio.double()
+    # Normalised anew: the bound of the divergence can be smaller than what float32 leaves of the normalisation.
+    log_p, ratio = law.log_p.double().log_softmax(-1), law.ratio.double()
     top = ratio.masked_fill(log_p == -torch.inf, -torch.inf).amax(-1, keepdim=True)
     below = torch.where(log_p == -torch.inf, 0.0, ratio - top)  # <= 0: exponents never overflow
     log_top = torch.logsumexp(log_p.masked_fill((below < 0) | (log_p == -torch.inf), -torch.inf), -1)

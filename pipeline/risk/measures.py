@@ -87,9 +87,10 @@ def entropic(law: Law, level: float) -> Risk:
     """(1/level) log E[exp(level * L)]: the Renyi divergence of order 1 + level; q = softmax(log pi_ref + level * L)."""
     scaled = level * law.ratio
     tilted = law.log_p + scaled
-    log_partition = torch.logsumexp(tilted, -1)
-    q = tilted.sub_(log_partition.unsqueeze(-1)).exp_()
-    # Near zero log E[exp(.)] loses all its digits to rounding, and dividing by a small level would show it.
+    q = torch.softmax(tilted, -1)
+    # Dividing by a small level shows two roundings: large logits leave log_p normalised to few digits only, and
+    log_partition = tilted.logsumexp(-1) - law.log_p.logsumexp(-1)
+    # near zero log E[exp(.)] loses all its digits.
     small = torch.maximum(scaled.amax(-1), -scaled.amin(-1)) < 0.5
     near_zero = torch.log1p((law.p * torch.expm1(scaled.clamp_(-1.0, 1.0))).sum(-1))
     return Risk(torch.where(small, near_zero, log_partition) / level, q)
@@ -116,8 +117,10 @@ _FUNCTIONS: dict[str, Callable[[Law, Measure], Risk]] = {
     "worst_case": lambda law, measure: worst_case(law),
     "mean_cvar": lambda law, measure: mean_cvar(law, measure.level, measure.weight),
     "evar": lambda law, measure: evar(law, measure.level),
-    "wang": lambda law, measure: spectral.distorted_risk(law, lambda mass: spectral.wang(mass, measure.level)),
-    "proportional_hazard": lambda law, measure: spectral.distorted_risk(law, lambda mass: mass**measure.level),
+    "wang": lambda law, measure: spectral.distorted_risk(law, lambda u: spectral.wang(u, measure.level)),
+    "proportional_hazard": lambda law, measure: spectral.distorted_risk(
+        law, lambda u: spectral.proportional_hazard(u, measure.level)
+    ),
     "vocab_quantile": lambda law, measure: vocab_quantile(law, measure.level, parts=1),
     "vocab_quantile_halves": lambda law, measure: vocab_quantile(law, measure.level, parts=2),
 }

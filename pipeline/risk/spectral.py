@@ -13,37 +13,50 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.risk.law import TIE, Law, Risk
 
 Distortion = Callable[[Tensor], Tensor]
+"""From the logarithms of masses: a proportional hazard of level 0.01 gives a mass of 1e-300 the weight 0.001."""
 
 
-def wang(mass: Tensor, level: float) -> Tensor:
-    """Wang's distortion Phi(Phi^-1(u) + level)."""
-    return torch.special.ndtr(torch.special.ndtri(mass) + level)
+def wang(log_mass: Tensor, level: float) -> Tensor:
+    """Wang's distortion Phi(Phi^-1(u) + level) of u = exp(log_mass)."""
+    return torch.special.ndtr(torch.special.ndtri(log_mass.exp()) + level)
+
+
+def proportional_hazard(log_mass: Tensor, level: float) -> Tensor:
+    """u ** level of u = exp(log_mass)."""
+    return (level * log_mass).exp()
 
 
 def distorted_risk(law: Law, distortion: Distortion) -> Risk:
-    """The spectral measure with a distortion g, which maps masses in [0, 1] (float64) to [0, 1].
+    """The spectral measure with a distortion g, which maps logarithms of masses (float64, at most 0) to [0, 1].
 
     q gives entries with (nearly) equal L the weight of their group in proportion to pi_ref. Groups are cells of
     width TIE * (1 + |L|) centred on 0, so that at pi = pi_ref all of L is one group and q = pi_ref. It takes a
     sort, in float64: masses of 10^5 entries are summed and differenced.
     """
     ratio, order = law.ratio.sort(-1, descending=True)
-    p = law.p.gather(-1, order).double()
-    mass = p.cumsum(-1)
-    mass = (mass / mass[:, -1:]).clamp_(0.0, 1.0)
-    weight = torch.diff(distortion(mass), dim=-1, prepend=torch.zeros_like(mass[:, :1]))
+    log_p = law.log_p.gather(-1, order).double()
+    log_mass = log_p.logcumsumexp(-1)
+    log_mass = (log_mass - log_mass[:, -1:]).clamp_max_(0.0)
+    weight = torch.diff(distortion(log_mass), dim=-1, prepend=torch.zeros_like(log_mass[:, :1]))
     # An entry without mass gets none, also when it stands between equal masses that rounding made unequal.
-    weight = torch.where(p > 0, weight, 0.0)
+    weight = torch.where(log_p > -torch.inf, weight, 0.0)
     wide = ratio.double()
     value = (weight * wide).sum(-1)
     cell = torch.round(wide.sign() * torch.log1p(wide.abs()) / TIE)
-    group = torch.cumsum(torch.diff(cell, dim=-1, prepend=cell[:, :1]) != 0, -1)
-    group_weight, group_mass = (torch.zeros_like(p).scatter_add_(-1, group, column) for column in (weight, p))
-    share = torch.where(group_mass > 0, group_weight / group_mass, 0.0)
-    q = torch.empty_like(law.p).scatter_(-1, order, (p * share.gather(-1, group)).to(law.p.dtype))
+    # Neighbours are compared, not subtracted: inf - inf would open a group more than there are entries.
+    group = F.pad(torch.cumsum(cell[:, 1:] != cell[:, :-1], -1), (1, 0))
+    # Shares of each group in proportion to pi_ref, whose exponentials may all underflow: relative to the largest.
+    largest = torch.full_like(log_p, -torch.inf).scatter_reduce_(-1, group, log_p, "amax").gather(-1, group)
+    relative = torch.where(log_p > -torch.inf, log_p - largest, -torch.inf).exp_()
+    group_weight, group_mass = (
+        torch.zeros_like(log_p).scatter_add_(-1, group, column).gather(-1, group) for column in (weight, relative)
+    )
+    sorted_q = torch.where(relative > 0, group_weight * relative / group_mass, 0.0)
+    q = torch.empty_like(law.p).scatter_(-1, order, sorted_q.to(law.p.dtype))
     return Risk(value.to(law.p.dtype), q)
