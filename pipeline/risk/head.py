@@ -172,6 +172,8 @@ def select_rows(hidden: Tensor, head: Head, labels: Tensor, mask: Tensor) -> Row
         )
     if mask.dtype != torch.bool:
         raise RiskError(f"mask has dtype {mask.dtype}: give booleans, true on response positions")
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise RiskError(f"labels have dtype {labels.dtype}: give token ids as integers")
     _check_head("policy", head, hidden)
     selected = labels[mask]
     if len(selected) and not 0 <= int(selected.min()) <= int(selected.max()) < head.num_tokens:
@@ -198,26 +200,36 @@ def check_reference(reference: Reference, rows: Rows, head: Head, num_sequences:
         return
     if isinstance(reference, TopKReference):
         ids, log_probs = reference.ids, reference.log_probs
-        if ids.shape != log_probs.shape or any(
-            len(column) != count for column in (ids, reference.log_rest, reference.label_logps)
-        ):
+        single = (reference.log_rest, reference.label_logps)
+        fits = ids.ndim == 2 and len(ids) == count and all(column.shape == (count,) for column in single)
+        if not fits or log_probs.shape != ids.shape:
             raise RiskError(
                 f"the reference's top-k record has ids {tuple(ids.shape)}, log_probs {tuple(log_probs.shape)}, "
                 f"log_rest {tuple(reference.log_rest.shape)} and label_logps {tuple(reference.label_logps.shape)}; "
                 f"the mask has {count} positions: give one row a position"
             )
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < head.num_tokens:
+            token = int(ids.max() if ids.min() >= 0 else ids.min())
             raise RiskError(
-                f"the reference's top-k record holds the token {int(ids.max())}, outside the policy's vocabulary of "
+                f"the reference's top-k record holds the token {token}, outside the policy's vocabulary of "
                 f"{head.num_tokens}: reference and policy must share one tokenizer"
             )
         return
+    if reference.hidden.ndim != 2:
+        raise RiskError(
+            f"the reference's hidden states have shape {tuple(reference.hidden.shape)}: give [N, d], one row a position"
+        )
     if len(reference.hidden) != count:
         raise RiskError(
             f"the reference's hidden states have {len(reference.hidden)} rows, the mask has {count} positions: "
             "give one row a position, in (sequence, position) order"
         )
     _check_head("reference", reference.head, reference.hidden)
+    if accumulation_dtype(reference.hidden.dtype) != accumulation_dtype(rows.hidden.dtype):
+        raise RiskError(
+            f"the reference's hidden states are {reference.hidden.dtype} and the policy's {rows.hidden.dtype}: "
+            "convert both to float64, or neither"
+        )
     if reference.head.num_tokens != head.num_tokens:
         raise RiskError(
             f"policy and reference have different vocabularies, {head.num_tokens} and {reference.head.num_tokens} "
@@ -226,6 +238,8 @@ def check_reference(reference: Reference, rows: Rows, head: Head, num_sequences:
 
 
 def _check_head(whose: str, head: Head, hidden: Tensor) -> None:
+    if head.weight.ndim != 2:
+        raise RiskError(f"the {whose} head's weight has shape {tuple(head.weight.shape)}: give [V, d]")
     num_rows, width = head.weight.shape
     if hidden.shape[-1] != width:
         raise RiskError(
@@ -243,6 +257,11 @@ def _check_head(whose: str, head: Head, hidden: Tensor) -> None:
         raise RiskError(f"the {whose} head's vocab_size is {head.num_tokens}; its weight has {num_rows} rows")
 
 
+def _is_broken(head: Head) -> bool:
+    """Whether a head holds numbers that no mask explains (-inf in a bias takes a token out of the vocabulary)."""
+    return not bool(torch.isfinite(head.weight).all()) or (head.bias is not None and bool(torch.isnan(head.bias).any()))
+
+
 def explain_not_finite(rows: Rows, head: Head, reference: Reference | None) -> RiskError:
     """Which tensor is to blame for scores that are not finite."""
 
@@ -256,10 +275,10 @@ def explain_not_finite(rows: Rows, head: Head, reference: Reference | None) -> R
             f"the policy's hidden states are not finite at {len(policy)} of {len(rows.hidden)} positions, first in "
             f"sequence {sequence}: training diverged (lower the learning rate) or the model overflows its dtype"
         )
-    if not bool(torch.isfinite(head.weight).all()) or (head.bias is not None and bool(torch.isnan(head.bias).any())):
+    if _is_broken(head):
         return RiskError("the policy head's weight or bias is not finite: training diverged; lower the learning rate")
     if isinstance(reference, HiddenReference):
-        if len(bad_rows(reference.hidden)) or not bool(torch.isfinite(reference.head.weight).all()):
+        if len(bad_rows(reference.hidden)) or _is_broken(reference.head):
             return RiskError("the reference's hidden states or head are not finite: compute the reference again")
         size = head.num_tokens
         if head.bias is not None:
@@ -274,8 +293,9 @@ def explain_not_finite(rows: Rows, head: Head, reference: Reference | None) -> R
     elif isinstance(reference, ScalarReference):
         if not bool(torch.isfinite(reference.logps).all()):
             return RiskError("the reference's logps are not finite: compute the reference again")
-    elif reference is not None and not (
-        bool(torch.isfinite(reference.label_logps).all()) and not bool(torch.isnan(reference.log_probs).any())
+    elif reference is not None and (
+        not bool(torch.isfinite(reference.label_logps).all())
+        or any(bool(torch.isnan(column).any()) for column in (reference.log_probs, reference.log_rest))
     ):
         return RiskError("the reference's top-k record is not finite: compute the reference again")
     return RiskError(
