@@ -85,8 +85,8 @@ class TestHalfPrecision:
 
     @pytest.mark.parametrize("fuse", [True, False])
     def test_the_gradient_of_the_head_is_summed_in_single_precision(self, fuse: bool) -> None:
-        """600 equal positions in blocks of one: in bfloat16 a sum stalls once it is 256 times its terms."""
-        count, vocab, width = 600, 7, 3
+        """1,024 equal positions in blocks of one: in bfloat16 a sum stalls once it is 256 times its terms."""
+        count, vocab, width = 1024, 7, 3
         generator = torch.Generator().manual_seed(0)
         weight = torch.randn(vocab, width, generator=generator).bfloat16().requires_grad_()
         row = torch.randn(1, 1, width, generator=generator).bfloat16()
@@ -99,7 +99,15 @@ class TestHalfPrecision:
             form = pair_form("dpo", 1e-6, 0.0)
             record = HiddenReference(hidden[0], Head(weight.detach()))
             found = pair_loss(
-                hidden, Head(weight), record, labels, mask, CVAR, form, torch.ones(1), block_bytes=block_bytes
+                hidden,
+                Head(weight),
+                record,
+                labels,
+                mask,
+                Measure("mean"),
+                form,
+                torch.ones(1),
+                block_bytes=block_bytes,
             ).loss / (-0.5e-6)  # dloss / dlogp at the reference
         else:
             found = sequence_logps(hidden, Head(weight), labels, mask, block_bytes=block_bytes).sum()
