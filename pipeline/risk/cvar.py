@@ -2,9 +2,9 @@
 
 CVaR_level(L) is the minimum over c of f(c) = c + E[(L - c)+] / level; its smallest minimiser is the VaR, the
 smallest c with P(L > c) <= level. P(L > c) falls from 1 to 0 in steps, one for each entry, so the VaR is a root:
-a bracket is narrowed by false position until a few entries in a thousand are left inside, and only those are put
-in order, which makes the result exact. Each step is one comparison and one weighted sum over the vocabulary; a
-sort of 50,000 entries costs more than five products of the output head.
+a bracket is narrowed, by false position first, until a few entries in a thousand are left inside, and only those
+are put in order, which makes the result exact. Each step is one comparison and one weighted sum over the
+vocabulary; a sort of 50,000 entries costs more than five products of the output head.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from torch import Tensor
 
 from pipeline.risk.law import TIE, Law, Risk
 
-_MAX_STEPS = 80
+_MAX_STEPS = 100
+"""More than the halvings between values of 1e4 and a point in float64; without an end in sight all is put in order."""
 _STEPS_UNTIL_CHECK = 4
 """Steps before the first look at how many entries are left inside; a look waits for the device."""
-_BISECT_EVERY = 6
-"""Every so many steps the bracket is halved instead: false position is slow where a few entries hold all mass."""
+_BISECT_FROM = 6
+"""From this step on the bracket is halved instead: by then false position has found the root of a smooth law, and
+where a few entries hold all mass, or values lie orders of magnitude apart, it is slower than halving."""
 _FEW = 1 / 256
 """Share of the entries that may be left inside when they are put in order."""
 
@@ -102,7 +104,7 @@ def value_at_risk(law: Law, level: float) -> Tensor:
     for step in range(_MAX_STEPS):
         if step >= _STEPS_UNTIL_CHECK and bool(bracket.num_inside() <= few):
             break
-        trial = bracket.trial(bisect=step % _BISECT_EVERY == _BISECT_EVERY - 1)
+        trial = bracket.trial(bisect=step >= _BISECT_FROM)
         torch.gt(ratio, trial.unsqueeze(-1), out=above)
         mass = torch.mul(above, p, out=scratch).sum(-1)
         miss = torch.special.ndtri((1 - mass).clamp_(1e-6, 1 - 1e-6)) - target
