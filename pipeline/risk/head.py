@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import RiskError
-from pipeline.risk.positions import TopKBlock
+from pipeline.risk.block import TopKBlock
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pipeline.errors import RiskError
+from pipeline.risk.block import Weights
 from pipeline.risk.head import (
     Head,
     HiddenReference,
@@ -39,7 +40,7 @@ from pipeline.risk.head import (
 from pipeline.risk.law import Workspace
 from pipeline.risk.losses import PairForm
 from pipeline.risk.measures import Measure
-from pipeline.risk.positions import Weights, reduce_block
+from pipeline.risk.positions import reduce_block
 from pipeline.risk.sequence_head import check_measure_served
 
 

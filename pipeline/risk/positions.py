@@ -13,51 +13,16 @@ stays there cost less than three over memory.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from pipeline.risk import triton_rows
+from pipeline.risk.block import Positions, TopKBlock, Weights
 from pipeline.risk.law import Law, Risk, Workspace
 from pipeline.risk.measures import Measure
 
 _SLICE_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 24}
 """Logits in one slice: on a CPU its buffers fit the cache, on a GPU the slice fills the device."""
-
-
-@dataclass(frozen=True)
-class TopKBlock:
-    """The reference's k most likely tokens at n positions and, as one more symbol, all the rest."""
-
-    ids: Tensor
-    """``[n, k]`` token ids, all different within a row."""
-    log_probs: Tensor
-    """``[n, k]``."""
-    log_rest: Tensor
-    """``[n]`` log of the mass outside; -inf when there is none."""
-
-
-class Weights(NamedTuple):
-    """How much of each gradient is wanted, ``[n]`` each; None is none at all."""
-
-    logps: Tensor
-    kl: Tensor | None
-    risk: Tensor | None
-
-    def slice(self, rows: slice) -> Weights:
-        kl, risk = (None if column is None else column[rows] for column in (self.kl, self.risk))
-        return Weights(self.logps[rows], kl, risk)
-
-
-class Positions(NamedTuple):
-    """Per position, ``[n]``, nats. ``ref_logps`` is None with a top-k record (it holds them itself); ``kl`` and
-    ``risk`` are None without a reference."""
-
-    logps: Tensor
-    ref_logps: Tensor | None
-    kl: Tensor | None
-    risk: Tensor | None
 
 
 def reduce_block(
@@ -145,6 +110,20 @@ def _whole(
     weights: Weights | None,
     workspace: Workspace,
 ) -> Positions:
+    if triton_rows.usable(logits, measure, _whole_in_torch):
+        return triton_rows.reduce_rows(logits, ref_logits, labels, measure, weights)
+    return _whole_in_torch(logits, ref_logits, labels, measure, weights, workspace)
+
+
+def _whole_in_torch(
+    logits: Tensor,
+    ref_logits: Tensor,
+    labels: Tensor,
+    measure: Measure,
+    weights: Weights | None,
+    workspace: Workspace | None = None,
+) -> Positions:
+    workspace = Workspace() if workspace is None else workspace
     label = labels.unsqueeze(-1)
     pi, log_norm = _softmax(logits, workspace.take("pi", logits))
     p, ref_norm = _softmax(ref_logits, workspace.take("p", logits))

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pipeline.errors import RiskError
+from pipeline.risk.block import Positions, Weights
 from pipeline.risk.head import (
     Head,
     HiddenReference,
@@ -30,7 +31,7 @@ from pipeline.risk.head import (
 )
 from pipeline.risk.law import Workspace
 from pipeline.risk.measures import Measure
-from pipeline.risk.positions import Positions, Weights, law_of, reduce_block
+from pipeline.risk.positions import law_of, reduce_block
 
 _KL = Measure("mean")
 
