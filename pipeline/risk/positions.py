@@ -156,10 +156,11 @@ def _top_k(
     label_logits = logits.gather(-1, label)
     top_logits = logits.gather(-1, record.ids)
     logits.scatter_(-1, record.ids, -torch.inf)
-    if record.ids.shape[-1] < logits.shape[-1]:
-        rest, rest_norm = _softmax(logits, workspace.take("pi", logits))  # the policy among the rest
-    else:
-        rest, rest_norm = torch.zeros_like(logits), torch.full_like(label_logits, -torch.inf)
+    rest, rest_norm = _softmax(logits, workspace.take("pi", logits))  # the policy among the rest
+    # Nothing is left at k = V, nor where the policy masks all the rest.
+    has_none = torch.isneginf(logits.amax(-1, keepdim=True))
+    rest.masked_fill_(has_none, 0.0)
+    rest_norm.masked_fill_(has_none, -torch.inf)
     log_norm = torch.logsumexp(torch.cat([top_logits, rest_norm], -1), -1, keepdim=True)
     log_pi = torch.cat([top_logits, rest_norm], -1).sub_(log_norm)
     law = Law.between(torch.cat([record.log_probs, record.log_rest.unsqueeze(-1)], -1).to(log_pi.dtype), log_pi)

@@ -133,7 +133,11 @@ def token_scores(
     *,
     block_bytes: int,
 ) -> TokenScores:
-    """The same quantities per position and for several measures, for evaluation (arguments as `sequence_scores`)."""
+    """The same quantities per position and for several measures, for evaluation (arguments as `sequence_scores`).
+
+    Raises:
+        RiskError: when shapes, dtypes or vocabularies do not fit or a score is not finite.
+    """
     rows = select_rows(hidden, head, labels, mask)
     check_reference(reference, rows, head, len(hidden))
     count, wide = len(rows.hidden), accumulation_dtype(hidden.dtype)
@@ -150,6 +154,8 @@ def token_scores(
         ref_logps[block] = law.log_p.gather(-1, label).squeeze(-1)
         for measure in measures:
             risk[measure.label][block] = measure.of(law).value
+    if not all(bool(torch.isfinite(column).all()) for column in (logps, ref_logps, *risk.values())):
+        raise explain_not_finite(rows, head, reference)
     return TokenScores(logps, ref_logps, risk)
 
 

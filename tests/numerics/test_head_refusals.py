@@ -16,7 +16,7 @@ from pipeline.risk.head import Head, HiddenReference, ScalarReference, TopKRefer
 from pipeline.risk.losses import pair_form
 from pipeline.risk.measures import Measure
 from pipeline.risk.pair_head import pair_loss
-from pipeline.risk.sequence_head import sequence_logps, sequence_scores
+from pipeline.risk.sequence_head import sequence_logps, sequence_scores, token_scores
 
 sys.path.insert(0, str(Path(__file__).parent))
 from heads import EVERYTHING, MEASURES, RISK_MEASURES, Case, by_label, make_case, plain_laws, top_k_of
@@ -276,6 +276,15 @@ class TestRecords:
         logps[4] = bad
         with pytest.raises(RiskError, match="reference's logps are not finite: compute the reference again"):
             score(make_case(), ScalarReference(logps), **options)
+
+
+@pytest.mark.parametrize("measure", RISK_MEASURES, **by_label)
+def test_scores_of_tokens_are_checked_too(measure: Measure) -> None:
+    case = make_case()
+    FAULTS["a token that only the policy masks"][0](case)
+    case.labels = case.labels.clamp_max(8)
+    with pytest.raises(RiskError, match="masks token 9"):
+        token_scores(case.hidden, case.head, case.reference, case.labels, case.mask, (measure,), block_bytes=EVERYTHING)
 
 
 def test_log_probabilities_alone_are_checked_too() -> None:

@@ -150,6 +150,28 @@ def test_a_rest_without_mass_weighs_nothing(measure: Measure) -> None:
 
 
 @pytest.mark.parametrize("measure", RISK_MEASURES, **by_label)
+def test_a_rest_that_both_models_mask(measure: Measure) -> None:
+    """As if the vocabulary ended with the top-k; the masked logits get no gradient."""
+    x, fewer = Logits(7, 9), Logits(7, 9)
+    x.labels = x.labels.clamp_max(4)
+    fewer.ref, fewer.labels = x.ref[:, :5], x.labels
+    fewer.policy = x.policy[:, :5].detach().requires_grad_()
+    fewer.head = Head(torch.eye(5, dtype=torch.float64))
+    x.ref[:, 5:] = -torch.inf
+    bias = torch.zeros(9, dtype=torch.float64)
+    bias[5:] = -torch.inf
+    x.head = Head(x.head.weight, bias)
+    found, expected = x.scores(x.top_k(5), measure), fewer.scores(fewer.top_k(5), measure)
+    assert_same(found, expected, 1e-12)
+    (ours,), (theirs,) = (
+        torch.autograd.grad(one.risk.sum() + one.logps.sum(), model.policy)
+        for one, model in ((found, x), (expected, fewer))
+    )
+    assert_same([ours[:, :5]], [theirs], 1e-12)
+    assert (ours[:, 5:] == 0).all()
+
+
+@pytest.mark.parametrize("measure", RISK_MEASURES, **by_label)
 def test_at_the_reference_the_risk_presses_on_nothing(measure: Measure) -> None:
     """pi = pi_ref: all of L is 0 and tied, q is the grouped pi_ref, and the gradient vanishes."""
     x = Logits(5, 23)

@@ -64,7 +64,7 @@ def test_help_is_quick_and_tells_options_sections_and_defaults_of_the_recipe(tmp
     assert shown.stderr == ""
     text = " ".join(shown.stdout.replace("│", " ").split())
     assert "Align it." in text
-    assert "--risk.level FLOAT cvar: tail mass kept" in text
+    assert "--risk.level FLOAT cvar, mean_cvar, evar: tail mass kept" in text
     assert "(default: 0.125)" in text
     assert "--model.path TEXT Hub id" in text
     assert "(required)" in text
@@ -128,7 +128,7 @@ def test_numbers_arrive_exactly(level: float) -> None:
         (["--recipe"], ["--recipe: give a name"]),
         (["--recipe", "--dry-run"], ["--recipe: give a name"]),
         (["--risk.level", "high"], ["risk.level: must be a number, got 'high'"]),
-        (["--risk.level", "2"], ["risk.level: cvar keeps a tail mass in (0, 1], got 2"]),
+        (["--risk.level", "2"], ["risk.level: cvar takes a level in (0, 1], got 2; the tail mass kept"]),
         (["--loss.method", "ra_dpo3"], ["loss.method: must be one of dpo", "did you mean ra_dpo"]),
         (["--reference.tier", "scalar"], ["--loss.method dpo"]),
         (["--train.epochs", "0", "--loss.beta", "x"], ["train.epochs: must be above 0", "loss.beta: must be a number"]),
