@@ -23,9 +23,9 @@ from typing import Any
 
 from pipeline.catalogue import measure_label
 from pipeline.config import BUILD_GPT_NEOX, RISK_METHODS, LossConfig, RunConfig
-from pipeline.digests import digest_file
 from pipeline.graph import PlannedStage, Stage, StageContext, plan
 from pipeline.models.source import ModelSource, resolve_model
+from pipeline.plugins import function_digests
 
 LIBRARIES = ("numpy", "torch", "transformers")
 """Their versions are part of every key: another one may compute other numbers."""
@@ -90,6 +90,10 @@ class AlignmentRun:
         from pipeline.evaluation.scorers import check_scorers
 
         check_scorers(run.evaluation)
+        if ":" in run.risk.measure:
+            from pipeline.risk.measures import trained_measure
+
+            trained_measure(run.loss, run.risk)  # refuses a function that is no distortion
         run = with_dtype(run)
         self.recipe, self.run, self.storage = recipe, run, storage
         self._source: ModelSource = resolve_model(run.model)
@@ -109,7 +113,7 @@ class AlignmentRun:
         numerics = {"dtype": run.model.dtype, "device": _device(run), "head_block_bytes": run.train.head_block_bytes}
         base, reference = self._base.inputs, self._reference.inputs
         sampling = _pick(run.evaluation, _EVALUATION_SAMPLES) | {"dtype": run.model.dtype, "device": _device(run)}
-        scorers = _scorer_digests(run.evaluation.scorers)
+        scorers = function_digests("scorer", run.evaluation.scorers)
         loss = effective_loss(run)
         stages = [
             Stage(
@@ -137,7 +141,7 @@ class AlignmentRun:
             ),
             Stage(
                 "align",
-                1,
+                2,
                 self._align,
                 options={"train": run.train.model_dump(mode="json"), **numerics, **loss},
                 inputs=("tokens", "reference", *reference),
@@ -161,7 +165,7 @@ class AlignmentRun:
             ),
             Stage(
                 "evaluate",
-                1,
+                2,
                 self._evaluate,
                 options={
                     "evaluation": run.evaluation.model_dump(mode="json"),
@@ -353,7 +357,9 @@ def effective_loss(run: RunConfig) -> dict[str, Any]:
     if loss.method.endswith("2"):
         options["alpha"] = loss.alpha
     if loss.method in RISK_METHODS:
-        options["risk"] = measure_label(run.risk.measure, run.risk.level, run.risk.weight)
+        name = run.risk.measure
+        options["risk"] = measure_label(name, run.risk.level, run.risk.weight)
+        options |= function_digests("risk.measure", [name])
     return {"loss": options}
 
 
@@ -364,16 +370,6 @@ def library_versions(names: Collection[str]) -> dict[str, str]:
 
 def _pick(section: Any, names: Collection[str]) -> dict[str, Any]:
     return {name: value for name, value in section.model_dump(mode="json").items() if name in names}
-
-
-def _scorer_digests(names: Collection[str]) -> dict[str, str]:
-    """Digest of the file behind every scorer of the user's own: editing it gives other scores."""
-    digests = {}
-    for name in names:
-        spec = importlib.util.find_spec(name.partition(":")[0]) if ":" in name else None
-        if spec is not None and spec.origin:
-            digests[f"scorer {name}"] = digest_file(Path(spec.origin))
-    return digests
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -85,9 +85,14 @@ def check_measure(name: str, level: float, weight: float) -> None:
     Raises:
         RiskError: naming the option, the allowed range and what it means.
     """
+    if ":" in name:
+        return  # the user's own distortion, checked when it is loaded
     info = MEASURES.get(name)
     if info is None:
-        raise RiskError(f"risk.measure: unknown measure {name!r}; choose one of {', '.join(MEASURES)}")
+        raise RiskError(
+            f"risk.measure: unknown measure {name!r}; choose one of {', '.join(MEASURES)}, or name a distortion of "
+            "your own as 'module:function'"
+        )
     if info.level is not None and level not in info.level:
         raise RiskError(f"risk.level: {name} takes a level in {info.level}, got {level:g}; {info.level.meaning}")
     if info.has_weight and not 0 <= weight <= 1:
@@ -98,6 +103,8 @@ def measure_label(name: str, level: float, weight: float) -> str:
     """Short name with the options a measure takes: "kl", "cvar@0.5", "mean_cvar@0.1*0.5", "worst_case"."""
     if name == "mean":
         return "kl"
+    if name not in MEASURES:
+        return name
     info = MEASURES[name]
     label = name if info.level is None else f"{name}@{level:g}"
     return f"{label}*{weight:g}" if info.has_weight else label

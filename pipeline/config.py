@@ -189,8 +189,10 @@ class LossConfig(Section):
 
 
 class RiskConfig(Section):
-    measure: MeasureName = "cvar"
-    """Risk of the per-token log-ratio log pi_ref/pi under the reference (used by ra_dpo1 and ra_dpo2)."""
+    measure: MeasureName | str = "cvar"
+    """Risk of the per-token log-ratio log pi_ref/pi under the reference (used by ra_dpo1 and ra_dpo2); or
+    module:function, a distortion of your own: it maps masses of the worst tail (a float64 tensor, 0 to 1) to
+    their weights, from 0 to 1, rising and concave."""
     level: float = 0.5
     """cvar, mean_cvar, evar: tail mass kept, in (0, 1], 1 is neutral. proportional_hazard: exponent in (0, 1],
     1 is neutral. erm: above 0, larger is more averse. wang: 0 is neutral, larger is more averse. vocab_quantile

@@ -9,15 +9,13 @@ not better; without it larger is taken to be better.
 from __future__ import annotations
 
 import difflib
-import importlib
 import math
-import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.config import EvaluationConfig
 from pipeline.errors import EvaluationError
+from pipeline.plugins import load_function
 
 ScoreFunction = Callable[[list[str], list[str]], Sequence[float]]
 
@@ -146,31 +144,12 @@ def check_scorers(config: EvaluationConfig) -> dict[str, Scorer]:
 
 
 def _load_own(name: str) -> Scorer:
-    module_name, colon, function_name = name.partition(":")
-    if not colon:
+    if ":" not in name:
         near = difflib.get_close_matches(name.lower(), SHIPPED, n=1)
         raise EvaluationError(
             f"evaluation.scorers: unknown scorer {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} "
             f"Shipped: {', '.join(SHIPPED)}; your own is named 'module:function'"
         )
-    # A job's entry script has its own folder on the path, not the directory the user stands in.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    importlib.invalidate_caches()
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise EvaluationError(
-            f"scorer {name!r}: module {module_name!r} cannot be imported ({type(error).__name__}: {error}). "
-            "It must lie in the working directory or be installed wherever the job runs"
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        found = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
-        near = difflib.get_close_matches(function_name, found, n=1)
-        raise EvaluationError(
-            f"scorer {name!r}: module {module_name!r} has no function {function_name!r}"
-            + (f"; did you mean '{module_name}:{near[0]}'?" if near else f" (it has: {', '.join(found) or 'none'})")
-        )
+    function = load_function("scorer", name, EvaluationError)
     summary = (function.__doc__ or "").strip().splitlines()
     return Scorer(name, function, getattr(function, "larger_is_better", True), summary[0] if summary else name)

@@ -41,10 +41,11 @@ from pipeline.risk.vocab_quantile import vocab_quantile
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure with its options.
+    """A measure with its options: a name of the catalogue, or ``module:function``, a distortion of the user's own.
 
     Raises:
-        RiskError: for an unknown name, or a level or weight out of its range (``pipeline.catalogue``).
+        RiskError: for an unknown name, a level or weight out of its range (``pipeline.catalogue``), or a function
+            that is no distortion.
     """
 
     name: str
@@ -53,6 +54,8 @@ class Measure:
 
     def __post_init__(self) -> None:
         check_measure(self.name, self.level, self.weight)
+        if ":" in self.name:
+            spectral.own_distortion(self.name)
 
     def __call__(self, log_ref: Tensor, log_pi: Tensor) -> Risk:
         """Phi of log pi_ref - log pi, from normalised log-probabilities ``[N, V]`` (float32 or float64)."""
@@ -60,6 +63,8 @@ class Measure:
 
     def of(self, law: Law) -> Risk:
         """Phi of any random variable."""
+        if ":" in self.name:
+            return spectral.distorted_risk(law, spectral.own_distortion(self.name))
         return _FUNCTIONS[self.name](law, self)
 
     @property
@@ -70,7 +75,7 @@ class Measure:
     @property
     def is_risk_measure(self) -> bool:
         """False for the published code's rule: its q has a mass other than one and a top-k record cannot serve it."""
-        return MEASURES[self.name].is_risk_measure
+        return ":" in self.name or MEASURES[self.name].is_risk_measure
 
 
 def trained_measure(loss: LossConfig, risk: RiskConfig) -> Measure:

@@ -10,12 +10,15 @@ which is the integral of the quantile function against g. CVaR is g(u) = min(u /
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.errors import RiskError
+from pipeline.plugins import load_function
 from pipeline.risk.law import TIE, Law, Risk
 
 Distortion = Callable[[Tensor], Tensor]
@@ -30,6 +33,37 @@ def wang(log_mass: Tensor, level: float) -> Tensor:
 def proportional_hazard(log_mass: Tensor, level: float) -> Tensor:
     """u ** level of u = exp(log_mass)."""
     return (level * log_mass).exp()
+
+
+@functools.cache
+def own_distortion(name: str) -> Distortion:
+    """The distortion ``module:function``: from masses in [0, 1] (a float64 tensor) to weights in [0, 1].
+
+    Raises:
+        RiskError: when it cannot be loaded, or is not a distortion: g(0) = 0, g(1) = 1, rising and concave.
+    """
+    function = load_function("risk.measure", name, RiskError)
+    grid = torch.linspace(0.0, 1.0, 1001, dtype=torch.float64)
+    try:
+        weights = torch.as_tensor(function(grid), dtype=torch.float64)
+    except Exception as error:
+        raise RiskError(
+            f"risk.measure {name!r} failed with {type(error).__name__}: {error}. "
+            "It is called with a float64 tensor of masses in [0, 1] and returns as many weights"
+        ) from error
+    if weights.shape != grid.shape or not bool(torch.isfinite(weights).all()):
+        raise RiskError(f"risk.measure {name!r} must return one finite weight a mass, got shape {tuple(weights.shape)}")
+    steps = weights.diff()
+    if weights[0].abs() > 1e-9 or (weights[-1] - 1).abs() > 1e-9:
+        raise RiskError(
+            f"risk.measure {name!r} gives mass 0 the weight {weights[0]:g} and mass 1 the weight {weights[-1]:g}: "
+            "a distortion maps 0 to 0 and 1 to 1"
+        )
+    if bool((steps < -1e-9).any()) or bool((steps.diff() > 1e-9).any()):
+        raise RiskError(
+            f"risk.measure {name!r} is not rising and concave: a distortion gives the worst masses the most weight"
+        )
+    return lambda log_mass: function(log_mass.exp())
 
 
 def distorted_risk(law: Law, distortion: Distortion) -> Risk:
