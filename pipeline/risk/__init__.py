@@ -1,1 +1,1 @@
-"""Pure mathematics of Ra-DPO: risk measures, the blocked output head, and the preference losses (torch only)."""
+"""Pure mathematics of Ra-DPO: risk measures, preference losses and the output heads fused with them (torch only)."""

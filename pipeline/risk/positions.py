@@ -13,6 +13,8 @@ stays there cost less than three over memory.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -47,10 +49,8 @@ def reduce_block(
         cap: the soft cap already applied to ``logits``, or None.
         workspace: buffers of a slice, kept by the caller from block to block.
     """
-    size = max(1, _SLICE_ELEMENTS.get(logits.device.type, 1 << 24) // logits.shape[-1])
     parts = []
-    for start in range(0, max(1, len(logits)), size):
-        rows = slice(start, start + size)
+    for rows in _slices(logits):
         part = None if weights is None else weights.slice(rows)
         slope = None if cap is None or part is None else 1 - (logits[rows] / cap).square_()
         if reference is None:
@@ -68,13 +68,20 @@ def reduce_block(
     return Positions(torch.cat(logps), *(None if column[0] is None else torch.cat(column) for column in others))
 
 
-def law_of(logits: Tensor, ref_logits: Tensor) -> tuple[Law, Tensor]:
-    """The law of L at each position and log-sum-exp of the policy logits ``[n, 1]``; ``ref_logits`` is overwritten
-    with log pi_ref."""
-    log_norm = logits.logsumexp(-1, keepdim=True)
-    workspace = Workspace()
-    p, ref_norm = _softmax(ref_logits, workspace.take("p", logits))
-    return _law(logits, log_norm, ref_logits.sub_(ref_norm), p, workspace), log_norm
+def laws(logits: Tensor, ref_logits: Tensor, workspace: Workspace) -> Iterator[tuple[slice, Law, Tensor]]:
+    """Slice by slice: which positions, the law of L there, and log-sum-exp of the policy logits ``[n, 1]``;
+    ``ref_logits`` is overwritten with log pi_ref. A law is valid until the next one."""
+    for rows in _slices(logits):
+        log_norm = logits[rows].logsumexp(-1, keepdim=True)
+        p, ref_norm = _softmax(ref_logits[rows], workspace.take("p", logits[rows]))
+        yield rows, _law(logits[rows], log_norm, ref_logits[rows].sub_(ref_norm), p, workspace), log_norm
+
+
+def _slices(logits: Tensor) -> Iterator[slice]:
+    """The rows of a block in slices; one empty slice when there are none."""
+    size = max(1, _SLICE_ELEMENTS.get(logits.device.type, 1 << 24) // logits.shape[-1])
+    for start in range(0, max(1, len(logits)), size):
+        yield slice(start, start + size)
 
 
 def _law(logits: Tensor, log_norm: Tensor, log_ref: Tensor, p: Tensor, workspace: Workspace) -> Law:

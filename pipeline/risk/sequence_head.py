@@ -31,7 +31,7 @@ from pipeline.risk.head import (
 )
 from pipeline.risk.law import Workspace
 from pipeline.risk.measures import Measure
-from pipeline.risk.positions import law_of, reduce_block
+from pipeline.risk.positions import laws, reduce_block
 
 _KL = Measure("mean")
 
@@ -145,15 +145,17 @@ def token_scores(
     risk = {measure.label: rows.hidden.new_empty(count, dtype=wide) for measure in measures}
     size = min(positions_per_block(block_bytes, head.num_tokens, wide), count)
     policy, frozen = Projection(head, size), Projection(reference.head, size)
+    workspace = Workspace()
     for start in range(0, count, max(1, size)):
         block = slice(start, start + size)
-        label = rows.labels[block].unsqueeze(-1)
         logits, ref_logits = policy.logits(rows.hidden[block]), frozen.logits(reference.hidden[block])
-        law, log_norm = law_of(logits, ref_logits)
-        logps[block] = (logits.gather(-1, label) - log_norm).squeeze(-1)
-        ref_logps[block] = law.log_p.gather(-1, label).squeeze(-1)
-        for measure in measures:
-            risk[measure.label][block] = measure.of(law).value
+        label = rows.labels[block].unsqueeze(-1)
+        logps[block] = logits.gather(-1, label).squeeze(-1)
+        for part, law, log_norm in laws(logits, ref_logits, workspace):
+            logps[block][part] -= log_norm.squeeze(-1)
+            ref_logps[block][part] = law.log_p.gather(-1, label[part]).squeeze(-1)
+            for measure in measures:
+                risk[measure.label][block][part] = measure.of(law).value
     if not all(bool(torch.isfinite(column).all()) for column in (logps, ref_logps, *risk.values())):
         raise explain_not_finite(rows, head, reference)
     return TokenScores(logps, ref_logps, risk)

@@ -20,7 +20,7 @@ def vocab_quantile(law: Law, level: float, parts: int) -> Risk:
     ``parts`` = 2 applies it to each half of the vocabulary. Entries the reference never produces are not counted.
     """
     middle = law.ratio.shape[-1] // 2
-    bounds = [slice(None)] if parts == 1 else [slice(None, middle), slice(middle, None)]
+    bounds = [slice(None)] if parts == 1 or not middle else [slice(None, middle), slice(middle, None)]
     q = torch.zeros_like(law.p)
     for part in bounds:
         ratio = law.ratio[:, part].masked_fill(law.log_p[:, part] == -torch.inf, -torch.inf)
