@@ -86,11 +86,13 @@ class _Bracket:
         where = torch.where(where < 0.5, 1.15 * where + 0.002, 1.15 * where - 0.152).clamp_(0.002, 0.998)
         return torch.addcmul(self.low[0], where, width)
 
+    def is_point(self) -> Tensor:
+        """Where the ends are equal but for rounding: all entries inside are tied, however many they are."""
+        return self.high[0] - self.low[0] <= 4 * torch.finfo(self.low.dtype).eps * (1e-6 + self.low[0].abs())
+
     def num_inside(self) -> Tensor:
         """Entries inside, over all rows whose bracket is more than a point."""
-        eps = torch.finfo(self.low.dtype).eps
-        is_wide = self.high[0] - self.low[0] > 4 * eps * (1e-3 + self.low[0].abs())
-        return ((self.low[2] - self.high[2]) * is_wide).sum()
+        return (self.low[2] - self.high[2]).masked_fill_(self.is_point(), 0.0).sum()
 
 
 def value_at_risk(law: Law, level: float) -> Tensor:
@@ -120,7 +122,8 @@ def value_at_risk(law: Law, level: float) -> Tensor:
         bracket.low = torch.where(is_left, end, bracket.low)
         bracket.high = torch.where(is_left, bracket.high, end)
         bracket.mass_high = torch.where(is_left, bracket.mass_high, mass)
-    return _root_inside(law, bracket.low[0], bracket.high[0], bracket.mass_high, level)
+    low = torch.where(bracket.is_point(), bracket.high[0], bracket.low[0])
+    return _root_inside(law, low, bracket.high[0], bracket.mass_high, level)
 
 
 def _probit(level: float) -> float:
@@ -129,7 +132,7 @@ def _probit(level: float) -> float:
 
 
 def _root_inside(law: Law, low: Tensor, high: Tensor, mass_high: Tensor, level: float) -> Tensor:
-    """The VaR among the entries of each row inside (low, high], put in order."""
+    """The VaR among the entries of each row inside (low, high], put in order; ``high`` where there are none."""
     ratio, size = law.ratio, law.ratio.shape[-1]
     inside = torch.gt(ratio, low.unsqueeze(-1), out=law.buffer("above"))
     inside -= torch.gt(ratio, high.unsqueeze(-1), out=law.buffer("scratch"))

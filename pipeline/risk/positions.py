@@ -74,7 +74,7 @@ def laws(logits: Tensor, ref_logits: Tensor, workspace: Workspace) -> Iterator[t
     for rows in _slices(logits):
         log_norm = logits[rows].logsumexp(-1, keepdim=True)
         p, ref_norm = _softmax(ref_logits[rows], workspace.take("p", logits[rows]))
-        yield rows, _law(logits[rows], log_norm, ref_logits[rows].sub_(ref_norm), p, workspace), log_norm
+        yield rows, _law(logits[rows], log_norm, ref_logits[rows], ref_norm, p, workspace), log_norm
 
 
 def _slices(logits: Tensor) -> Iterator[slice]:
@@ -84,8 +84,16 @@ def _slices(logits: Tensor) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def _law(logits: Tensor, log_norm: Tensor, log_ref: Tensor, p: Tensor, workspace: Workspace) -> Law:
-    ratio = torch.sub(log_ref, logits, out=workspace.take("ratio", logits)).add_(log_norm)
+def _law(
+    logits: Tensor, log_norm: Tensor, ref_logits: Tensor, ref_norm: Tensor, p: Tensor, workspace: Workspace
+) -> Law:
+    """The law of L; ``ref_logits`` is overwritten with log pi_ref.
+
+    Logits are subtracted before their normalisers: equal ones then give an L without rounding of its own, which at
+    logits in the hundreds would be wider than a tie.
+    """
+    ratio = torch.sub(ref_logits, logits, out=workspace.take("ratio", logits)).add_(log_norm - ref_norm)
+    log_ref = ref_logits.sub_(ref_norm)
     # Only a -inf of the reference makes its row's minimum infinite; without one the fill would be a wasted pass.
     if bool(torch.isinf(log_ref.amin()) if len(log_ref) else False):
         ratio.masked_fill_(log_ref == -torch.inf, 0.0)
@@ -134,10 +142,9 @@ def _whole_in_torch(
     label = labels.unsqueeze(-1)
     pi, log_norm = _softmax(logits, workspace.take("pi", logits))
     p, ref_norm = _softmax(ref_logits, workspace.take("p", logits))
-    log_ref = ref_logits.sub_(ref_norm)
     logps = (logits.gather(-1, label) - log_norm).squeeze(-1)
-    ref_logps = log_ref.gather(-1, label).squeeze(-1)
-    law = _law(logits, log_norm, log_ref, p, workspace)
+    ref_logps = (ref_logits.gather(-1, label) - ref_norm).squeeze(-1)
+    law = _law(logits, log_norm, ref_logits, ref_norm, p, workspace)
     risk = measure.of(law)
     if weights is not None:
         scale, minus_kl, minus_risk = _factors(weights, risk, measure)

@@ -150,6 +150,8 @@ def _kernel() -> Any:
             y_top = top
         x_norm = x_top + tl.log(x_sum)
         y_norm = y_top + tl.log(y_sum)
+        # Logits are subtracted before their normalisers: equal ones then give an L without rounding.
+        shift = x_norm - y_norm
         label = tl.load(labels_ptr + row)
         label_logp = tl.load(x_ptr + label) - x_norm
         ref_label_logp = tl.load(y_ptr + label) - y_norm
@@ -158,11 +160,11 @@ def _kernel() -> Any:
         mean, first, last = 0.0, infinity, -infinity
         for start in range(0, VOCAB, BLOCK):
             inside = start + lanes < VOCAB
-            x = tl.load(x_ptr + start + lanes, mask=inside, other=0.0) - x_norm
-            y = tl.load(y_ptr + start + lanes, mask=inside, other=-infinity) - y_norm
+            x = tl.load(x_ptr + start + lanes, mask=inside, other=0.0)
+            y = tl.load(y_ptr + start + lanes, mask=inside, other=-infinity)
             weighs = y > -infinity
-            ratio = tl.where(weighs, y - x, 0.0)
-            mean += tl.sum(tl.where(weighs, tl.exp(y) * ratio, 0.0), 0)
+            ratio = tl.where(weighs, (y - x) + shift, 0.0)
+            mean += tl.sum(tl.where(weighs, tl.exp(y - y_norm) * ratio, 0.0), 0)
             first = tl.minimum(first, tl.min(tl.where(weighs, ratio, infinity), 0))
             last = tl.maximum(last, tl.max(tl.where(weighs, ratio, -infinity), 0))
 
@@ -187,12 +189,12 @@ def _kernel() -> Any:
                 mass, below, beyond = 0.0, -infinity, infinity
                 for start in range(0, VOCAB, BLOCK):
                     inside = start + lanes < VOCAB
-                    x = tl.load(x_ptr + start + lanes, mask=inside, other=0.0) - x_norm
-                    y = tl.load(y_ptr + start + lanes, mask=inside, other=-infinity) - y_norm
+                    x = tl.load(x_ptr + start + lanes, mask=inside, other=0.0)
+                    y = tl.load(y_ptr + start + lanes, mask=inside, other=-infinity)
                     weighs = y > -infinity
-                    ratio = tl.where(weighs, y - x, 0.0)
+                    ratio = tl.where(weighs, (y - x) + shift, 0.0)
                     above = weighs & (ratio > trial)
-                    mass += tl.sum(tl.where(above, tl.exp(y), 0.0), 0)
+                    mass += tl.sum(tl.where(above, tl.exp(y - y_norm), 0.0), 0)
                     below = tl.maximum(below, tl.max(tl.where(weighs & (ratio <= trial), ratio, -infinity), 0))
                     beyond = tl.minimum(beyond, tl.min(tl.where(above, ratio, infinity), 0))
                 odds = tl.minimum(tl.maximum(mass, 1e-7), 1.0 - 1e-7)
@@ -213,11 +215,11 @@ def _kernel() -> Any:
             above_mass, at_least_mass, excess = 0.0, 0.0, 0.0
             for start in range(0, VOCAB, BLOCK):
                 inside = start + lanes < VOCAB
-                x = tl.load(x_ptr + start + lanes, mask=inside, other=0.0) - x_norm
-                y = tl.load(y_ptr + start + lanes, mask=inside, other=-infinity) - y_norm
+                x = tl.load(x_ptr + start + lanes, mask=inside, other=0.0)
+                y = tl.load(y_ptr + start + lanes, mask=inside, other=-infinity)
                 weighs = y > -infinity
-                ratio = tl.where(weighs, y - x, 0.0)
-                p = tl.where(weighs, tl.exp(y), 0.0)
+                ratio = tl.where(weighs, (y - x) + shift, 0.0)
+                p = tl.where(weighs, tl.exp(y - y_norm), 0.0)
                 above_mass += tl.sum(tl.where(ratio > var + tie, p, 0.0), 0)
                 at_least_mass += tl.sum(tl.where(ratio > var - tie, p, 0.0), 0)
                 excess += tl.sum(tl.where(ratio > var, p * (ratio - var), 0.0), 0)
@@ -237,15 +239,15 @@ def _kernel() -> Any:
             tie = TIE_WIDTH * (1.0 + tl.abs(var))
             for start in range(0, VOCAB, BLOCK):
                 inside = start + lanes < VOCAB
-                x = tl.load(x_ptr + start + lanes, mask=inside, other=0.0) - x_norm
-                y = tl.load(y_ptr + start + lanes, mask=inside, other=-infinity) - y_norm
+                x = tl.load(x_ptr + start + lanes, mask=inside, other=0.0)
+                y = tl.load(y_ptr + start + lanes, mask=inside, other=-infinity)
                 weighs = y > -infinity
-                p = tl.where(weighs, tl.exp(y), 0.0)
+                p = tl.where(weighs, tl.exp(y - y_norm), 0.0)
                 q = p
                 if IS_CVAR:
-                    ratio = tl.where(weighs, y - x, 0.0)
+                    ratio = tl.where(weighs, (y - x) + shift, 0.0)
                     q = tl.where(ratio > var + tie, p, tl.where(ratio > var - tie, share * p, 0.0)) / tail
-                gradient = (on_kl + on_risk - on_logps) * tl.exp(x) - on_kl * p - on_risk * q
+                gradient = (on_kl + on_risk - on_logps) * tl.exp(x - x_norm) - on_kl * p - on_risk * q
                 gradient += tl.where(start + lanes == label, on_logps, 0.0)
                 tl.store(x_ptr + start + lanes, gradient, mask=inside)
 
