@@ -357,9 +357,8 @@ def effective_loss(run: RunConfig) -> dict[str, Any]:
     if loss.method.endswith("2"):
         options["alpha"] = loss.alpha
     if loss.method in RISK_METHODS:
-        name = run.risk.measure
-        options["risk"] = measure_label(name, run.risk.level, run.risk.weight)
-        options |= function_digests("risk.measure", [name])
+        options["risk"] = measure_label(run.risk.measure, run.risk.level, run.risk.weight)
+        options |= function_digests("risk.measure", [run.risk.measure])
     return {"loss": options}
 
 

@@ -4,6 +4,7 @@ reports and documentation read. Nothing heavy is imported here.
 
 from __future__ import annotations
 
+import difflib
 import math
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ class MeasureInfo:
     text: str
     is_risk_measure: bool = True
     """Law-invariant, convex and cash-additive, so that a grouped (top-k) law bounds it from below and q sums to one.
-    The published code's rule is neither."""
+    The published code's rule is none of these."""
 
 
 MEASURES: dict[str, MeasureInfo] = {
@@ -85,13 +86,15 @@ def check_measure(name: str, level: float, weight: float) -> None:
     Raises:
         RiskError: naming the option, the allowed range and what it means.
     """
-    if ":" in name:
+    module, colon, function = name.partition(":")
+    if colon and module and function:
         return  # the user's own distortion, checked when it is loaded
     info = MEASURES.get(name)
     if info is None:
+        near = difflib.get_close_matches(name, MEASURES, n=1)
         raise RiskError(
-            f"risk.measure: unknown measure {name!r}; choose one of {', '.join(MEASURES)}, or name a distortion of "
-            "your own as 'module:function'"
+            f"risk.measure: unknown measure {name!r}{f', did you mean {near[0]!r}?' if near else ';'} "
+            f"Choose one of {', '.join(MEASURES)}, or name a distortion of your own as 'module:function'"
         )
     if info.level is not None and level not in info.level:
         raise RiskError(f"risk.level: {name} takes a level in {info.level}, got {level:g}; {info.level.meaning}")
@@ -106,5 +109,11 @@ def measure_label(name: str, level: float, weight: float) -> str:
     if name not in MEASURES:
         return name
     info = MEASURES[name]
-    label = name if info.level is None else f"{name}@{level:g}"
-    return f"{label}*{weight:g}" if info.has_weight else label
+    label = name if info.level is None else f"{name}@{_exact(level)}"
+    return f"{label}*{_exact(weight)}" if info.has_weight else label
+
+
+def _exact(number: float) -> str:
+    """Short where that is exact: two levels never share a label."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)

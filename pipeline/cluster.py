@@ -352,7 +352,7 @@ def _innermost(error: BaseException) -> BaseException:
     lost = ray.exceptions
     if isinstance(root, lost.OutOfMemoryError):
         return ClusterError(
-            f"a worker ran out of memory: {_first_line(root)}; lower the batch sizes or train.head_block_bytes"
+            f"a worker ran out of memory: {_first_line(root)}; lower the micro_batch_size or train.head_block_bytes"
         )
     if isinstance(root, lost.RayActorError | lost.WorkerCrashedError | lost.NodeDiedError | lost.ObjectLostError):
         return ClusterError(f"a worker process died: {_first_line(root)}; run the same command again to go on")

@@ -45,7 +45,9 @@ def benchmark(config: BenchmarkConfig) -> int:
 
     RichConsole(width=120).print(table(records, TEXTS, title))
     result = {"date": date.today().isoformat(), "machine": on, "config": config.model_dump(), "figures": records}
-    output.write_text(json.dumps(result, indent=1) + "\n")
+    unfinished = output.with_name(output.name + ".part")
+    unfinished.write_text(json.dumps(result, indent=1) + "\n")
+    unfinished.replace(output)
     print(f"on {on['device']}, torch {on['torch']}; figures: {output}")
     return 0
 

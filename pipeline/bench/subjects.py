@@ -140,11 +140,10 @@ def _whole_tensor(x: Inputs, risk: Callable[[Tensor, Tensor], Tensor]) -> Tensor
         p = F.linear(x.ref_hidden, x.ref_weight).float().softmax(-1)
         log_ref = p.log()
     ratio = log_ref - log_pi
-    kl = (p * ratio).sum(-1)
     per_token = risk(p, ratio)
     label = x.labels.flatten().unsqueeze(-1)
-    columns = (log_pi.gather(-1, label), log_ref.gather(-1, label), per_token, kl.detach())
-    logps, ref_logps, risks, _ = (column.reshape(x.labels.shape).sum(-1) for column in columns)
+    columns = (log_pi.gather(-1, label), log_ref.gather(-1, label), per_token)
+    logps, ref_logps, risks = (column.reshape(x.labels.shape).sum(-1) for column in columns)
     return preference_loss(_FORM, *logps.chunk(2), *ref_logps.chunk(2), *risks.chunk(2)).loss.sum()
 
 

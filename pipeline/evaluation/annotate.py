@@ -21,7 +21,8 @@ FIXED_MEASURES = (Measure("mean"), Measure("cvar", 0.5), Measure("cvar", 0.1))
 
 def reported_measures(trained: Measure) -> tuple[Measure, ...]:
     """The fixed measures and the trained one, each once."""
-    return FIXED_MEASURES if trained in FIXED_MEASURES else (*FIXED_MEASURES, trained)
+    fixed = {measure.label for measure in FIXED_MEASURES}
+    return FIXED_MEASURES if trained.label in fixed else (*FIXED_MEASURES, trained)
 
 
 class BothModels:

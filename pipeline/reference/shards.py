@@ -7,8 +7,8 @@ For each split, fixed ranges of ``rows_per_shard`` rows become ``<split>-00000.s
   final hidden states at the response positions, chosen and rejected of one row after the other;
 * metadata ``row_ids`` and ``contents``: JSON lists, the ids of the rows and the digests of their tokens.
 
-``head.safetensors`` holds the frozen output head (``weight [V, d]``, ``bias [V]`` if there is one; metadata ``scale``
-and ``softcap``, what is done to the logits). Safetensors
+``head.safetensors`` holds the frozen output head (``weight [V, d]``, ``bias [V]`` if there is one; metadata ``scale``,
+``softcap`` and ``vocab_size``, see `pipeline.risk.head.Head`). Safetensors
 because it is memory-mapped, knows bfloat16 (Arrow does not) and executes nothing when it is read.
 """
 
@@ -63,6 +63,7 @@ def write_head(directory: Path, head: Head) -> None:
     """Write the frozen output head."""
     tensors = {"weight": head.weight} if head.bias is None else {"weight": head.weight, "bias": head.bias}
     metadata = {"scale": repr(head.scale)} | ({} if head.softcap is None else {"softcap": repr(head.softcap)})
+    metadata |= {} if head.vocab_size is None else {"vocab_size": str(head.vocab_size)}
     save_file(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
         directory / HEAD_FILE,
@@ -76,12 +77,13 @@ def read_head(directory: Path, device: torch.device, dtype: torch.dtype) -> Head
     with safe_open(directory / HEAD_FILE, framework="pt") as file:
         tensors = {name: file.get_tensor(name).to(device, dtype) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata() or {}
-    softcap = metadata.get("softcap")
+    softcap, vocab_size = metadata.get("softcap"), metadata.get("vocab_size")
     return Head(
         tensors["weight"],
         tensors.get("bias"),
         float(metadata.get("scale", 1.0)),
         None if softcap is None else float(softcap),
+        None if vocab_size is None else int(vocab_size),
     )
 
 

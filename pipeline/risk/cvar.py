@@ -62,7 +62,7 @@ class _Bracket:
     """
 
     def __init__(self, ratio: Tensor, level: float) -> None:
-        self._level, self._target = level, ndtri(1 - level)
+        self._level, self._target = level, -ndtri(level)
         self._dtype, self._eps = ratio.dtype, torch.finfo(ratio.dtype).eps
         self.low, self.high = (end.double().cpu().numpy() for end in (ratio.amin(-1), ratio.amax(-1)))
         self.low = self._round(self.low - 4 * self._eps * (1 + np.abs(self.low)))

@@ -175,6 +175,8 @@ def select_rows(hidden: Tensor, head: Head, labels: Tensor, mask: Tensor) -> Row
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise RiskError(f"labels have dtype {labels.dtype}: give token ids as integers")
     _check_head("policy", head, hidden)
+    if labels.dtype not in (torch.int32, torch.int64):
+        raise RiskError(f"labels have dtype {labels.dtype}: give token ids as int64 or int32")
     selected = labels[mask]
     if len(selected) and not 0 <= int(selected.min()) <= int(selected.max()) < head.num_tokens:
         raise RiskError(
@@ -208,6 +210,8 @@ def check_reference(reference: Reference, rows: Rows, head: Head, num_sequences:
                 f"log_rest {tuple(reference.log_rest.shape)} and label_logps {tuple(reference.label_logps.shape)}; "
                 f"the mask has {count} positions: give one row a position"
             )
+        if ids.dtype not in (torch.int32, torch.int64):
+            raise RiskError(f"the reference's top-k ids have dtype {ids.dtype}: give token ids as int64 or int32")
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < head.num_tokens:
             token = int(ids.max() if ids.min() >= 0 else ids.min())
             raise RiskError(

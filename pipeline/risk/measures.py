@@ -19,7 +19,8 @@ entry the reference never produces weighs nothing. An entry that only the policy
 the value is not finite, and the head refuses it.
 
 Adding a measure: a function ``(law, measure) -> Risk`` and a line in `_FUNCTIONS` here, its row in
-``pipeline.catalogue``. A spectral (distortion) measure is its distortion alone, see `spectral.distorted_risk`.
+``pipeline.catalogue`` and its name in ``pipeline.config.MeasureName``. A spectral (distortion) measure is its
+distortion alone, see `spectral.distorted_risk`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ the number scales the small side of each product. Policy, reference, two gradien
 the logits again in a backward pass makes six, and a plain cross-entropy head takes three.
 
 The direction of a whole pair is held until its z is known: ``positions of the pair * vocabulary`` numbers. A pair
-that does not fit the block's budget is scored first and gets its gradients in a second pass over its positions.
+that does not fit the block's budget is scored first and gets its gradients in a second pass over its positions:
+six products.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def pair_loss(
     weight: Tensor,
     *,
     block_bytes: int,
+    check_finite: bool = True,
 ) -> PairScores:
     """Weighted sum of the pairs' losses, differentiable once with respect to hidden states and head.
 
@@ -83,6 +85,8 @@ def pair_loss(
         form: the loss, from `pipeline.risk.losses.pair_form`.
         weight: ``[P]``, 0 for padding.
         block_bytes: memory for one block of logits.
+        check_finite: refuse scores that are not finite. A worker of several leaves that to who sees all of them:
+            an exception on one would leave the others waiting.
 
     Raises:
         RiskError: when shapes, dtypes or vocabularies do not fit, no position of a pair that counts is under the
@@ -100,13 +104,17 @@ def pair_loss(
     if form.uses_risk and isinstance(reference, ScalarReference):
         raise RiskError(
             "this loss needs the reference's distribution at every token, the scalar tier holds one number a "
-            "response: use the hidden or the top-k tier, or dpo"
+            "response: use the hidden tier, or dpo"
         )
-    if not len(rows.hidden) and bool((weight != 0).any()):
-        raise RiskError("the mask is false at every position: there is nothing to score; mark the response tokens")
+    empty = (torch.bincount(rows.sequence % len(weight), minlength=len(weight)) == 0) & (weight != 0)
+    if bool(empty.any()):
+        raise RiskError(
+            f"the mask is false at every position of pair {int(empty.nonzero()[0])}: there is nothing to score; mark "
+            "the response tokens, or give the pair weight 0"
+        )
     task = _Task(rows, head, reference, measure, form, weight, block_bytes, torch.is_grad_enabled())
     loss, losses, sums = _PairHead.apply(rows.hidden, head.weight, head.bias, task)
-    if not bool(torch.isfinite(sums).all()):
+    if check_finite and not bool(torch.isfinite(sums).all()):
         raise explain_not_finite(rows, head, reference)
     has_law = not isinstance(reference, ScalarReference)
     return PairScores(loss, losses, sums[0], sums[1], sums[2] if has_law else None, sums[3] if has_law else None)
@@ -154,11 +162,15 @@ class _Pass:
         self._wide = wide = accumulation_dtype(hidden.dtype)
         self._num_pairs = len(task.weight)
         self._pair = task.rows.sequence % self._num_pairs if len(hidden) else task.rows.sequence
-        self._size = positions_per_block(task.block_bytes, head.num_tokens, wide)
-        most = min(self._size, len(hidden))
-        self._policy = Projection(head, most)
         reference = task.reference
-        self._frozen = Projection(reference.head, most) if isinstance(reference, HiddenReference) else None
+        # Of both logits' budget, three quarters hold the policy's, of whole pairs, and one the reference's in turn.
+        both = positions_per_block(task.block_bytes, head.num_tokens, wide)
+        self._size, self._ref_size = 2 * both, 2 * both
+        self._frozen = None
+        if isinstance(reference, HiddenReference):
+            self._size, self._ref_size = max(1, 3 * both // 2), max(1, both // 2)
+            self._frozen = Projection(reference.head, min(self._ref_size, len(hidden)))
+        self._policy = Projection(head, min(self._size, len(hidden)))
         self._sums = hidden.new_zeros((4, 2 * self._num_pairs), dtype=wide)
         if isinstance(reference, ScalarReference):
             self._sums[1] = reference.logps
@@ -174,10 +186,13 @@ class _Pass:
         """Losses ``[P]`` and the sums logps, ref_logps, kl, risk ``[4, 2P]``."""
         for first, last, positions in self._blocks():
             pairs = slice(first, last)
+            if not len(positions):
+                self._close(pairs)
+                continue
             if len(positions) <= self._size:
                 directions = self._score(positions, self._wants_grad)
                 factor = self._close(pairs)
-                if self._wants_grad and len(positions):
+                if self._wants_grad:
                     self._add_gradients(positions, directions, factor)
                 continue
             for part in positions.split(self._size):
@@ -214,9 +229,15 @@ class _Pass:
 
     def _score(self, positions: Tensor, wants_grad: bool) -> Tensor:
         """Add the positions to the sums; returns the gradient of z at them ``[n, V]`` where it is wanted."""
+        logits = self._policy.logits(self._hidden[positions])
+        for start in range(0, len(positions), self._ref_size):
+            part = slice(start, start + self._ref_size)
+            self._reduce(logits[part], positions[part], wants_grad)
+        return logits
+
+    def _reduce(self, logits: Tensor, positions: Tensor, wants_grad: bool) -> None:
         task, form = self._task, self._task.form
         reference = task.reference
-        logits = self._policy.logits(self._hidden[positions])
         beside: Any = None
         if self._frozen is not None and isinstance(reference, HiddenReference):
             beside = self._frozen.logits(reference.hidden[positions])
@@ -237,7 +258,6 @@ class _Pass:
         for total, column in zip(self._sums, (parts.logps, ref_logps, parts.kl, parts.risk), strict=True):
             if column is not None:
                 total.index_add_(0, sequence, column.to(self._wide))
-        return logits
 
     def _close(self, pairs: slice) -> Tensor:
         """Losses of finished pairs; d(weight * loss) / dz of every pair ``[P]``, of which theirs are meant."""

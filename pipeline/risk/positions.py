@@ -72,7 +72,8 @@ def laws(logits: Tensor, ref_logits: Tensor, workspace: Workspace) -> Iterator[t
     """Slice by slice: which positions, the law of L there, and log-sum-exp of the policy logits ``[n, 1]``;
     ``ref_logits`` is overwritten with log pi_ref. A law is valid until the next one."""
     for rows in _slices(logits):
-        log_norm = logits[rows].logsumexp(-1, keepdim=True)
+        # The same route for both normalisers: equal logits then have equal ones.
+        log_norm = _softmax(logits[rows], workspace.take("pi", logits[rows]))[1]
         p, ref_norm = _softmax(ref_logits[rows], workspace.take("p", logits[rows]))
         yield rows, _law(logits[rows], log_norm, ref_logits[rows], ref_norm, p, workspace), log_norm
 

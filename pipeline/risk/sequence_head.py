@@ -109,15 +109,18 @@ def check_measure_served(reference: Reference, measure: Measure) -> None:
         )
 
 
-def sequence_logps(hidden: Tensor, head: Head, labels: Tensor, mask: Tensor, *, block_bytes: int) -> Tensor:
-    """Log-probability of the masked labels of each sequence, ``[B]``, nats (arguments as `sequence_scores`).
+def sequence_logps(
+    hidden: Tensor, head: Head, labels: Tensor, mask: Tensor, *, block_bytes: int, check_finite: bool = True
+) -> Tensor:
+    """Log-probability of the masked labels of each sequence, ``[B]``, nats (arguments as `sequence_scores`, and
+    ``check_finite`` as in `pipeline.risk.pair_head.pair_loss`).
 
     Raises:
         RiskError: when shapes do not fit or a score is not finite.
     """
     rows = select_rows(hidden, head, labels, mask)
     logps = _apply(rows, head, None, len(hidden), _KL, block_bytes)[0]
-    if not bool(torch.isfinite(logps).all()):
+    if check_finite and not bool(torch.isfinite(logps).all()):
         raise explain_not_finite(rows, head, None)
     return logps
 

@@ -43,16 +43,27 @@ def own_distortion(name: str) -> Distortion:
         RiskError: when it cannot be loaded, or is not a distortion: g(0) = 0, g(1) = 1, rising and concave.
     """
     function = load_function("risk.measure", name, RiskError)
+
+    def distortion(log_mass: Tensor) -> Tensor:
+        mass = log_mass.exp()
+        try:
+            weights = torch.as_tensor(function(mass), dtype=torch.float64, device=mass.device)
+        except Exception as error:
+            raise RiskError(
+                f"risk.measure {name!r} failed with {type(error).__name__}: {error}. "
+                "It is called with a float64 tensor of masses in [0, 1] and returns as many weights"
+            ) from error
+        if weights.shape != mass.shape:
+            raise RiskError(
+                f"risk.measure {name!r} must return one weight a mass, in the same shape: "
+                f"got {tuple(weights.shape)} for {tuple(mass.shape)}"
+            )
+        return weights
+
     grid = torch.linspace(0.0, 1.0, 1001, dtype=torch.float64)
-    try:
-        weights = torch.as_tensor(function(grid), dtype=torch.float64)
-    except Exception as error:
-        raise RiskError(
-            f"risk.measure {name!r} failed with {type(error).__name__}: {error}. "
-            "It is called with a float64 tensor of masses in [0, 1] and returns as many weights"
-        ) from error
-    if weights.shape != grid.shape or not bool(torch.isfinite(weights).all()):
-        raise RiskError(f"risk.measure {name!r} must return one finite weight a mass, got shape {tuple(weights.shape)}")
+    weights = distortion(grid.log().repeat(2, 1))[0]
+    if not bool(torch.isfinite(weights).all()):
+        raise RiskError(f"risk.measure {name!r} must return finite weights")
     steps = weights.diff()
     if weights[0].abs() > 1e-9 or (weights[-1] - 1).abs() > 1e-9:
         raise RiskError(
@@ -63,7 +74,7 @@ def own_distortion(name: str) -> Distortion:
         raise RiskError(
             f"risk.measure {name!r} is not rising and concave: a distortion gives the worst masses the most weight"
         )
-    return lambda log_mass: function(log_mass.exp())
+    return distortion
 
 
 def distorted_risk(law: Law, distortion: Distortion) -> Risk:

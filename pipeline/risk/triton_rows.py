@@ -25,6 +25,7 @@ COVERED = ("mean", "cvar")
 _BLOCK = 4096
 
 
+@functools.cache
 def is_installed() -> bool:
     """Whether Triton can be imported (it comes with CUDA builds of PyTorch)."""
     return importlib.util.find_spec("triton") is not None
@@ -79,28 +80,42 @@ def usable(logits: Tensor, measure: Measure, plain: Callable[..., Any]) -> bool:
 
 @functools.cache
 def _decide(device: torch.device, measure: Measure, vocab_size: int, plain: Callable[..., Any]) -> bool:
+    try:
+        plain_rows, plain_s = _sample(device, measure, vocab_size, plain)
+        kernel_rows, kernel_s = _sample(device, measure, vocab_size, reduce_rows)
+    except Exception:  # a compiler that is missing or too old is no reason to fail: the plain path remains
+        return False
+    # Row by row in the sum of differences: single entries of a gradient may be far below any fixed tolerance.
+    agrees = all(
+        bool(((one - two).abs().sum(-1) <= 1e-4 * one.abs().sum(-1) + 1e-5).all())
+        for one, two in zip(plain_rows, kernel_rows, strict=True)
+    )
+    return agrees and kernel_s < plain_s
+
+
+def _sample(
+    device: torch.device, measure: Measure, vocab_size: int, reduce: Callable[..., Any]
+) -> tuple[list[Tensor], float]:
+    """Results on a fixed sample, ``[n, 1]`` values and ``[n, V]`` gradients, and the best time of five in seconds."""
     generator = torch.Generator(device).manual_seed(0)
     count = 128
     ref = torch.randn(count, vocab_size, generator=generator, device=device) * 3
     pi = ref + torch.randn(count, vocab_size, generator=generator, device=device) * 0.3
     labels = torch.randint(0, vocab_size, (count,), generator=generator, device=device)
     ones = torch.ones(count, device=device)
-    weights = Weights(ones, None, -ones)
-    found: list[tuple[list[Tensor], float]] = []
-    for reduce in (plain, reduce_rows):
-        try:
-            reduce(pi.clone(), ref.clone(), labels, measure, weights)  # compiles
-            logits, ref_logits = pi.clone(), ref.clone()
-            torch.cuda.synchronize(device)
-            began = time.perf_counter()
-            rows = reduce(logits, ref_logits, labels, measure, weights)
-            torch.cuda.synchronize(device)
-        except Exception:  # a compiler that is missing or too old is no reason to fail: the plain path remains
-            return False
-        found.append(([column for column in rows if column is not None] + [logits], time.perf_counter() - began))
-    (expected, plain_s), (values, kernel_s) = found
-    agrees = all(torch.allclose(one, two, rtol=1e-4, atol=1e-5) for one, two in zip(expected, values, strict=True))
-    return agrees and kernel_s < plain_s
+    seconds: list[float] = []
+    results: list[Tensor] = []
+    for weights in (None, Weights(ones, ones, -ones), *[Weights(ones, None, -ones)] * 6):
+        logits, ref_logits = pi.clone(), ref.clone()
+        torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        rows = reduce(logits, ref_logits, labels, measure, weights)
+        torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+        if len(seconds) <= 3:
+            results += [column.unsqueeze(-1) for column in rows if column is not None]
+            results += [] if weights is None else [logits]
+    return results, min(seconds[-5:])
 
 
 @functools.cache
@@ -143,10 +158,13 @@ def _kernel() -> Any:
             x = tl.load(x_ptr + start + lanes, mask=inside, other=-infinity)
             y = tl.load(y_ptr + start + lanes, mask=inside, other=-infinity)
             top = tl.maximum(x_top, tl.max(x, 0))
-            x_sum = x_sum * tl.exp(x_top - top) + tl.sum(tl.exp(x - top), 0)
+            # Nothing but masked entries so far: -inf - -inf is not a number.
+            shift = tl.where(top > -infinity, top, 0.0)
+            x_sum = x_sum * tl.exp(x_top - shift) + tl.sum(tl.exp(x - shift), 0)
             x_top = top
             top = tl.maximum(y_top, tl.max(y, 0))
-            y_sum = y_sum * tl.exp(y_top - top) + tl.sum(tl.exp(y - top), 0)
+            shift = tl.where(top > -infinity, top, 0.0)
+            y_sum = y_sum * tl.exp(y_top - shift) + tl.sum(tl.exp(y - shift), 0)
             y_top = top
         x_norm = x_top + tl.log(x_sum)
         y_norm = y_top + tl.log(y_sum)

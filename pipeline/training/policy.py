@@ -11,9 +11,9 @@ from pipeline.training.task import Batch, Task
 class PolicyWithObjective(nn.Module):
     """Forward gives (summed loss, metric sums) of one micro-batch.
 
-    The head's weight is read inside this module's forward: under ZeRO-3 that is what gathers it, for the
-    forward and again for the hand-written backward. The task is an argument and not a member, for it is no
-    part of the model and changes between training and validation.
+    The head's weight is read inside this module's forward: under ZeRO-3 that is what gathers it. The pair loss
+    forms its gradients there and then, fine-tuning in its hand-written backward. The task is an argument and not a
+    member, for it is no part of the model and changes between training and validation.
 
     The model stays in evaluation mode: dropout would make a policy that equals its reference look as if it had
     moved (the first loss would not be ln 2), and its noise would depend on the number of workers.

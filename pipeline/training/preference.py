@@ -93,6 +93,7 @@ class PreferenceTask:
             self._form,
             weight,
             block_bytes=self._block_bytes,
+            check_finite=False,  # the engine looks at the sums of all ranks and stops all of them
         )
         chosen_change, rejected_change = (scores.logps - scores.ref_logps).chunk(2)
         margin = chosen_change - rejected_change

@@ -84,19 +84,22 @@ def _small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules["pipeline.risk.positions"]._SLICE_ELEMENTS, "cpu", 2 * VOCAB)
 
 
-@pytest.mark.parametrize("run", [run_pairs, run_sequences, run_logps])
+@pytest.mark.parametrize(
+    ("run", "rows"), [(run_pairs, POSITIONS * 3 // 2), (run_sequences, POSITIONS), (run_logps, POSITIONS)]
+)
 @pytest.mark.parametrize("length", [2, 40], ids=["pairs fit a block", "pairs are longer"])
 @pytest.mark.usefixtures("_small_slices")
-def test_no_memory_beyond_a_block(run: Callable[..., None], length: int) -> None:
-    """Two positions in each of 8 sequences or 40: the largest memory is the block of logits, 6 rows, all the same.
+def test_no_memory_beyond_a_block(run: Callable[..., None], rows: int, length: int) -> None:
+    """Two positions in each of 8 sequences or 40: the largest memory is the block of logits, 6 rows, all the same
+    (pairs: 9, for the policy has three quarters of the budget for both logits).
 
     (The gradient of the head has WIDTH rows, and that of 8 x 40 hidden states less than two.)"""
-    assert largest(run, length) == POSITIONS
+    assert largest(run, length) == rows
 
 
 @pytest.mark.parametrize("length", [2, 40])
 def test_no_memory_beyond_two_blocks_for_scores_of_tokens(length: int) -> None:
-    """Blocks are reduced whole for evaluation, and sorted measures are worked out in float64: twice the bytes."""
+    """A slice holds these blocks whole, and sorted measures are worked out in float64: twice the bytes."""
     assert largest(run_tokens, length) <= 2 * (POSITIONS + 1)
 
 

@@ -210,7 +210,7 @@ class TestPairs:
 
     @pytest.mark.parametrize("method", ["tdpo1", "tdpo2", "ra_dpo1", "ra_dpo2"])
     def test_a_scalar_record_for_a_risk(self, method: str) -> None:
-        with pytest.raises(RiskError, match=r"scalar tier .* hidden or the top-k tier, or dpo"):
+        with pytest.raises(RiskError, match=r"scalar tier .* use the hidden tier, or dpo"):
             by_pairs(make_case(), ScalarReference(torch.zeros(10, dtype=torch.float64)), method=method)
 
 

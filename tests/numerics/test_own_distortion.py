@@ -56,7 +56,7 @@ def test_equals_the_shipped_measure(own: str, shipped: Measure) -> None:
     [
         ("convex", "rising and concave"),
         ("shifted", "maps 0 to 0 and 1 to 1"),
-        ("scalar", "one finite weight a mass"),
+        ("scalar", "one weight a mass"),
         ("raises", "failed with KeyError"),
         ("absent", "no function 'absent'"),
     ],
