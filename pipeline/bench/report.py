@@ -43,7 +43,7 @@ def table(records: Sequence[Mapping[str, Any]], texts: Mapping[str, str], title:
     """The records as a table for the terminal."""
     drawn = Table(title=title, title_justify="left")
     drawn.add_column("vocabulary", justify="right")
-    drawn.add_column("head")
+    drawn.add_column("head", no_wrap=True)
     for name in ("seconds", "x cross-entropy", "lowest to highest", "peak MiB"):
         drawn.add_column(name, justify="right")
     last = None

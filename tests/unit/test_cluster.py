@@ -176,7 +176,7 @@ class TestErrors:
             assert isinstance(found, ClusterError)
             assert "a worker process died" in str(found)
             assert "\n" not in str(found)
-        assert "lower the batch sizes" in str(cluster._innermost(ray.exceptions.OutOfMemoryError("killed")))
+        assert "lower the micro_batch_size" in str(cluster._innermost(ray.exceptions.OutOfMemoryError("killed")))
 
     def test_errors_of_the_caller_pass(self) -> None:
         with pytest.raises(KeyError), ray_errors():
