@@ -7,7 +7,7 @@ The flow of one run (each arrow is a content-addressed artefact; see `pipeline.a
 * ``config``, ``recipes``, ``cli``   describe a run and refuse what cannot work
 * ``artifacts``, ``graph``           store results by content and skip what is done
 * ``data``, ``models``               read, check, split and tokenise pairs; find, build and load models
-* ``risk``                           the mathematics: measures, losses, fused heads (torch only)
+* ``risk``                           the mathematics: measures, losses, fused heads (no Ray, no DeepSpeed)
 * ``reference``                      Ray actors host the frozen reference and precompute what the loss needs
 * ``training``                       a DeepSpeed ZeRO worker group under Ray Train optimises the policy
 * ``evaluation``, ``report``         sample, score, compare with intervals, and explain

@@ -1,1 +1,1 @@
-"""Pure mathematics of Ra-DPO: risk measures, preference losses and the output heads fused with them (torch only)."""
+"""Pure mathematics of Ra-DPO: risk measures, preference losses, output heads fused with them (no Ray, no DeepSpeed)."""
