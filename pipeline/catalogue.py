@@ -102,6 +102,11 @@ def check_measure(name: str, level: float, weight: float) -> None:
         raise RiskError(f"risk.weight: {name} takes a weight in [0, 1], got {weight:g}; 0 is the mean, 1 is all cvar")
 
 
+def is_risk_measure(name: str) -> bool:
+    """Whether a measure is a function of the law of L (see `MeasureInfo`); the user's own distortions are."""
+    return name not in MEASURES or MEASURES[name].is_risk_measure
+
+
 def measure_label(name: str, level: float, weight: float) -> str:
     """Short name with the options a measure takes: "kl", "cvar@0.5", "mean_cvar@0.1*0.5", "worst_case"."""
     if name == "mean":

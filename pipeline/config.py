@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.catalogue import check_measure
+from pipeline.catalogue import check_measure, is_risk_measure
 
 MeasureName = Literal[
     "mean",
@@ -26,7 +26,7 @@ MeasureName = Literal[
     "vocab_quantile_halves",
 ]
 Method = Literal["dpo", "tdpo1", "tdpo2", "ra_dpo1", "ra_dpo2"]
-Tier = Literal["hidden", "scalar"]
+Tier = Literal["hidden", "topk", "scalar"]
 
 BUILD_GPT_NEOX = "build:gpt-neox"
 """The value of ``model.path`` that builds a small GPT-NeoX and its tokenizer inside the job."""
@@ -172,12 +172,35 @@ class SFTConfig(Section):
 
 
 class ReferenceConfig(Section):
+    """What the frozen reference says of every pair, computed once and kept. All but 'root' is part of its key."""
+
     tier: Tier = "hidden"
-    """What is precomputed: 'hidden' (final hidden states: exact full-vocabulary distributions, any
-    loss) or 'scalar' (one log-probability per response: enough for dpo)."""
-    rows_per_shard: PositiveInt = 512
+    """What is precomputed: 'hidden' (final hidden states: exact full-vocabulary distributions, any loss), 'topk'
+    (the most likely tokens of every position and the mass of the rest: a lower bound of every risk measure) or
+    'scalar' (one log-probability per response: enough for dpo)."""
+    hidden_rows: Literal["exact", "8bit"] = "exact"
+    """hidden: numbers as the model computed them, or 8-bit ones with a scale for every 64 (the error is measured)."""
+    top_k: PositiveInt = 64
+    """topk: tokens kept at every position."""
+    top_mass: float | None = Field(None, gt=0, lt=1)
+    """topk: keep only as many tokens as hold this much probability, and never more than top_k; None keeps top_k."""
+    rows_per_shard: PositiveInt = 64
+    """Pairs in one file: what a killed pass loses for each actor."""
     batch_tokens: PositiveInt = 4096
     """Padded tokens in one forward pass of a reference actor."""
+    threads: PositiveInt = 1
+    """CPU threads (and CPUs) of one reference actor; another number gives other last digits."""
+    root: str | None = None
+    """Where caches are kept, shared by all runs that name it: a directory that every node sees, or a URL such as
+    s3://bucket/prefix. None is 'references' below the storage."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ReferenceConfig:
+        if self.tier != "topk" and self.top_mass is not None:
+            raise ValueError(f"reference.top_mass belongs to tier 'topk', but reference.tier is '{self.tier}'")
+        if self.tier != "hidden" and self.hidden_rows != "exact":
+            raise ValueError(f"reference.hidden_rows belongs to tier 'hidden', but reference.tier is '{self.tier}'")
+        return self
 
 
 class LossConfig(Section):
@@ -305,7 +328,13 @@ class RunConfig(Section):
         if tier == "scalar" and method in SEQUENTIAL_METHODS:
             raise ValueError(
                 f"reference.tier 'scalar' holds one number per response, but loss.method '{method}' needs the "
-                "reference's whole distribution at every token: set --reference.tier hidden, or --loss.method dpo"
+                "reference's distribution at every token: set --reference.tier hidden (exact) or topk (a lower bound), "
+                "or --loss.method dpo"
+            )
+        if tier == "topk" and method in RISK_METHODS and not is_risk_measure(self.risk.measure):
+            raise ValueError(
+                f"reference.tier 'topk' keeps the likeliest tokens only, but risk.measure '{self.risk.measure}' counts "
+                "the whole vocabulary: set --reference.tier hidden"
             )
         needed = self.data.max_prompt_tokens + self.data.max_response_tokens
         if self.model.path == BUILD_GPT_NEOX and needed > self.model.build.context_tokens:

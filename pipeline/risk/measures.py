@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.catalogue import MEASURES, check_measure, measure_label
+from pipeline.catalogue import MEASURES, check_measure, is_risk_measure, measure_label
 from pipeline.config import RISK_METHODS, LossConfig, RiskConfig
 from pipeline.risk import spectral
 from pipeline.risk.cvar import cvar
@@ -76,7 +76,7 @@ class Measure:
     @property
     def is_risk_measure(self) -> bool:
         """False for the published code's rule: its q has a mass other than one and a top-k record cannot serve it."""
-        return ":" in self.name or MEASURES[self.name].is_risk_measure
+        return is_risk_measure(self.name)
 
 
 def trained_measure(loss: LossConfig, risk: RiskConfig) -> Measure:
