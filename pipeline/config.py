@@ -308,6 +308,22 @@ class WandbConfig(Section):
     entity: str | None = None
 
 
+def tier_fault(tier: Tier, method: Method, measure: str) -> str | None:
+    """Why a tier does not hold what a loss needs and what to set instead, or None when it does."""
+    if tier == "scalar" and method in SEQUENTIAL_METHODS:
+        return (
+            f"reference.tier 'scalar' holds one number per response, but loss.method '{method}' needs the "
+            "reference's distribution at every token: set --reference.tier hidden (exact) or topk (a lower bound), "
+            "or --loss.method dpo"
+        )
+    if tier == "topk" and method in RISK_METHODS and not is_risk_measure(measure):
+        return (
+            f"reference.tier 'topk' keeps the likeliest tokens only, but risk.measure '{measure}' counts "
+            "the whole vocabulary: set --reference.tier hidden"
+        )
+    return None
+
+
 class RunConfig(Section):
     """One alignment run."""
 
@@ -324,18 +340,9 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
-        method, tier = self.loss.method, self.reference.tier
-        if tier == "scalar" and method in SEQUENTIAL_METHODS:
-            raise ValueError(
-                f"reference.tier 'scalar' holds one number per response, but loss.method '{method}' needs the "
-                "reference's distribution at every token: set --reference.tier hidden (exact) or topk (a lower bound), "
-                "or --loss.method dpo"
-            )
-        if tier == "topk" and method in RISK_METHODS and not is_risk_measure(self.risk.measure):
-            raise ValueError(
-                f"reference.tier 'topk' keeps the likeliest tokens only, but risk.measure '{self.risk.measure}' counts "
-                "the whole vocabulary: set --reference.tier hidden"
-            )
+        fault = tier_fault(self.reference.tier, self.loss.method, self.risk.measure)
+        if fault:
+            raise ValueError(fault)
         needed = self.data.max_prompt_tokens + self.data.max_response_tokens
         if self.model.path == BUILD_GPT_NEOX and needed > self.model.build.context_tokens:
             raise ValueError(
