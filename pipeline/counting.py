@@ -19,6 +19,7 @@ from pipeline.data.splits import config_split, in_hash_order, require_splits
 from pipeline.data.tokenise import EQUAL_TOKENS
 from pipeline.plan import TokenCounts
 from pipeline.records import SPLITS, PairRow, Split, TextRow
+from pipeline.tiers import id_bytes
 
 if TYPE_CHECKING:
     from pipeline.data.encode import Encoder
@@ -46,6 +47,7 @@ class SourceRows:
 class Sized:
     """Lengths in tokens of one row that fits the limits; responses end with their EOS."""
 
+    row_id: str
     group: str
     prompt_key: object
     """Equal for rows whose prompts are the same tokens."""
@@ -103,7 +105,7 @@ def estimated_counts(rows: SourceRows, config: DataConfig, characters_per_token:
                 continue
             prompt = min(math.ceil(len(row.prompt) / characters_per_token), config.max_prompt_tokens)
             responses = sum(min(length, config.max_response_tokens) for length in lengths)
-            found.append(Sized(row.group, row.prompt, prompt, responses))
+            found.append(Sized(row.row_id, row.group, row.prompt, prompt, responses))
         return found
 
     pairs = {name: sized(rows.pairs[name]) for name in SPLITS}
@@ -139,7 +141,7 @@ def _tokenised(rows: Sequence[T], encoder: Encoder, log: DropLog, file: str) -> 
             log.drop(where, row.row_id, error.reason, error.detail)
             continue
         prompt = encoder.fit_prompt(prompt_ids)
-        found.append(Sized(row.group, tuple(prompt), len(prompt), sum(map(len, fitted))))
+        found.append(Sized(row.row_id, row.group, tuple(prompt), len(prompt), sum(map(len, fitted))))
     return found
 
 
@@ -158,6 +160,7 @@ def _totals(
         texts=len(texts),
         text_tokens=sum(row.prompt + row.responses for row in texts),
         prompts=len(set(first.values())),
+        id_bytes={name: id_bytes(row.row_id for row in used[name]) for name in SPLITS},
         exact=exact,
         basis=basis,
     )

@@ -15,10 +15,13 @@ from pipeline.config import RunConfig
 from pipeline.console import duration
 from pipeline.errors import ArtifactError
 from pipeline.graph import PlannedStage
-from pipeline.plan import TIERS, Cost, Work, bytes_text, cost, refusal
+from pipeline.plan import Cost, Work, bytes_text, cost
 from pipeline.recipes import resolved_yaml
 from pipeline.records import SPLITS
-from pipeline.survey import model_directory, model_shape, token_counts
+from pipeline.reference_speed import Speed, measure_speed, reference_actors
+from pipeline.room import Room, refusal
+from pipeline.survey import find_room, model_directory, model_shape, token_counts
+from pipeline.tiers import KINDS, choosing, chosen_kind, is_upper_bound, kind_name, loss_name, serves
 
 _PLAIN_WIDTH = 140
 """Columns of a table in a file or a pipe, wide enough that nothing is folded."""
@@ -33,7 +36,7 @@ def describe(run: RunConfig, planned: Mapping[str, PlannedStage], storage: Path,
 
     Raises:
         PipelineError: for data, a model or a storage that the run itself would refuse.
-        ArtifactError: when the run clearly does not fit on the disk (after everything is printed).
+        ArtifactError: when the run clearly does not fit where it would write (after everything is printed).
     """
     store = Store(str(storage), create=False)
     console = _console(stream)
@@ -45,10 +48,16 @@ def describe(run: RunConfig, planned: Mapping[str, PlannedStage], storage: Path,
 
     directory = model_directory(run.model, planned, store)
     shape = model_shape(run.model, directory)
-    costs = cost(run, token_counts(run, planned, store, directory), shape, to_do)
-    free = store.free_bytes()
-    console.print(_cost_table(run, costs, free))
-    problem = None if free is None else refusal(costs, run, free, str(storage))
+    counts = token_counts(run, planned, store, directory)
+    costs, room = cost(run, counts, shape, to_do), find_room(run, storage)
+    console.print(_cost_table(run, costs, room))
+    if costs.work is not None:
+        console.print("", _tier_table(run, costs, costs.work), "", sep="\n")
+        speed = Speed(None, "not measured: nothing is left to compute")
+        if "reference" in to_do:
+            speed = measure_speed(run, costs.work.counts, shape, directory)
+        console.print(_pass_table(run, costs.work, speed))
+    problem = refusal(costs, run, room)
     if problem:
         raise ArtifactError(problem)
 
@@ -78,28 +87,37 @@ def _stage_table(planned: Mapping[str, PlannedStage], seconds: Mapping[str, floa
     return table
 
 
-def _cost_table(run: RunConfig, costs: Cost, free_bytes: int | None) -> Table:
+def _cost_table(run: RunConfig, costs: Cost, room: Room) -> Table:
     table = _table("cost", "amount", "how it is known")
     if costs.work is None:
         table.add_row("pairs, tokens, reference cache, steps, samples", "unknown", _UNKNOWN)
     else:
-        _add_work(table, run, costs, costs.work)
+        _add_work(table, run, costs.work)
     model, about = costs.model, "" if costs.model.exact else "about "
     table.add_row("model parameters", f"{about}{model.parameters:,}", model.basis)
     table.add_row(
         "one checkpoint", about + bytes_text(costs.checkpoint_bytes), f"{costs.checkpoints_to_write} to write"
     )
-    about = "" if costs.exact else "about "
+    at_most = is_upper_bound(chosen_kind(run.reference), run.reference) and costs.reference_to_write_bytes > 0
+    about = "at most " if at_most else "" if costs.exact else "about "
     lacking = "" if costs.work else ", without the reference cache"
     table.add_row(
         "still to write", about + bytes_text(costs.to_write_bytes), f"reference cache and checkpoints to do{lacking}"
     )
-    if free_bytes is not None:
-        table.add_row("free at the storage", bytes_text(free_bytes), "now")
+    table.add_row("free at the storage", *_free(room.storage_free, "now"))
+    if run.reference.root is not None:
+        shared = "now, the storage's own disk" if room.shared else "now"
+        table.add_row("free at reference.root", *_free(room.references_free, shared))
     return table
 
 
-def _add_work(table: Table, run: RunConfig, costs: Cost, work: Work) -> None:
+def _free(free_bytes: int | None, known: str) -> tuple[str, str]:
+    if free_bytes is None:
+        return "unknown", "not on a disk of this machine, so nothing is refused for it"
+    return bytes_text(free_bytes), known
+
+
+def _add_work(table: Table, run: RunConfig, work: Work) -> None:
     counts = work.counts
     about = "" if counts.exact else "about "
     pairs = ", ".join(f"{name} {counts.pairs[name]:,}" for name in SPLITS)
@@ -108,12 +126,6 @@ def _add_work(table: Table, run: RunConfig, costs: Cost, work: Work) -> None:
     table.add_row("fine-tuning texts", f"{about}{counts.texts:,}", "")
     table.add_row("tokens in pairs", f"{about}{pair_tokens:,}", "")
     table.add_row("tokens in texts", f"{about}{counts.text_tokens:,}", "")
-    for tier in sorted(TIERS, key=lambda one: one != run.reference.tier):
-        chosen = "this run's tier" if tier == run.reference.tier else "the other tier"
-        size = ("" if costs.exact or (tier == "scalar" and counts.exact) else "about ") + bytes_text(
-            work.reference_bytes[tier]
-        )
-        table.add_row(f"reference cache, {tier}", size, chosen)
     if run.sft.enabled:
         exact = work.sft_steps_exact
         known = "the budget" if exact else f"for a budget of {run.sft.tokens:,} tokens"
@@ -125,6 +137,40 @@ def _add_work(table: Table, run: RunConfig, costs: Cost, work: Work) -> None:
         f"{about}{2 * work.samples_per_model:,}",
         f"2 models x {prompts:,} prompts x {len(run.evaluation.seeds)} seeds",
     )
+
+
+def _tier_table(run: RunConfig, costs: Cost, work: Work) -> Table:
+    """Every tier of the reference cache: what it takes, whether the run's loss can be trained on it."""
+    table = _table("reference cache", "bytes", f"serves {loss_name(run)}", "chosen by")
+    for kind in KINDS:
+        about = "at most " if is_upper_bound(kind, run.reference) else "" if costs.exact else "about "
+        mine, fit = kind == chosen_kind(run.reference), serves(kind, run)
+        table.add_row(
+            kind_name(kind, run.reference),
+            about + bytes_text(work.reference_bytes[kind]),
+            "yes" if fit else "no",
+            "this run" if mine else choosing(kind, run.reference) if fit else "-",
+            style="bold" if mine else None,
+        )
+    return table
+
+
+def _pass_table(run: RunConfig, work: Work, speed: Speed) -> Table:
+    """How long the reference pass will take."""
+    table = _table("reference pass", "amount", "how it is known")
+    about = "" if work.counts.exact else "about "
+    known = "prompt, chosen and rejected of training and validation pairs, a prompt once"
+    table.add_row("tokens to compute", f"{about}{work.reference_tokens:,}", known)
+    if speed.tokens_per_s is None:
+        table.add_row("tokens per second", "unknown", speed.basis)
+        return table
+    actors, where = reference_actors(run)
+    table.add_row("tokens per second", f"about {speed.tokens_per_s:,.0f} an actor", speed.basis)
+    seconds = work.reference_tokens / speed.tokens_per_s / actors
+    table.add_row(
+        "time to compute", f"about {duration(seconds)}", f"{actors} actor(s), {where}; their start comes on top"
+    )
+    return table
 
 
 def _table(*columns: str) -> Table:

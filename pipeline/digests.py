@@ -17,6 +17,25 @@ def digest_json(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def seal(value: Mapping[str, Any]) -> bytes:
+    """A JSON document that carries its own digest (under ``seal``): `unseal` finds any change of a single byte."""
+    assert "seal" not in value
+    sealed = {**value, "seal": digest_json(value)}
+    return json.dumps(sealed, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    """What was sealed.
+
+    Raises:
+        ValueError: when the bytes are not those that `seal` gave.
+    """
+    value = json.loads(data)
+    if not isinstance(value, dict) or not isinstance(value.pop("seal", None), str) or seal(value) != data:
+        raise ValueError("its content differs from its own digest")
+    return value
+
+
 def digest_file(path: Path) -> str:
     """sha256 (hex) of a file's bytes."""
     digest = hashlib.sha256()

@@ -39,6 +39,8 @@ class StageContext:
     progress: Callable[[float, float, str], None]
     info: dict[str, Any]
     """Notes kept beside the artefact; ``info["note"]`` is the stage's line on the console."""
+    say: Callable[[str], None]
+    """A line for the console now."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class Stage:
     options: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     contents: Mapping[str, str] = field(default_factory=dict)
+    check: Callable[[Artifact], None] | None = None
+    """Looks at what the artefact points to outside the store before it is reused; raises `ArtifactError` when the
+    stage has to run again."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,15 @@ def plan(stages: Sequence[Stage], versions: Mapping[str, str]) -> dict[str, Plan
             planned[stage.name] = PlannedStage(stage, digest_json(made_from)[:32], made_from)
             waiting.remove(stage)
     return planned
+
+
+def up_to(planned: Mapping[str, PlannedStage], name: str) -> dict[str, PlannedStage]:
+    """A stage and everything that it needs, in the same order."""
+    needed: set[str] = {name}
+    for other, item in reversed(list(planned.items())):
+        if other in needed:
+            needed.update(item.stage.inputs)
+    return {other: item for other, item in planned.items() if other in needed}
 
 
 def reuse(planned: Mapping[str, PlannedStage], store: Store, observer: Observer) -> dict[str, Artifact]:
@@ -143,6 +157,8 @@ def _reuse(item: PlannedStage, store: Store, observer: Observer) -> Artifact | N
     name, key = item.stage.name, item.key
     try:
         artifact = store.open(name, key)
+        if item.stage.check is not None:
+            item.stage.check(artifact)
     except KeyError:
         return None
     except ArtifactError as error:
@@ -162,7 +178,10 @@ def _run_stage(item: PlannedStage, artifacts: Mapping[str, Artifact], store: Sto
         def progress(done: float, total: float, note: str = "") -> None:
             observer.stage_progress(stage.name, done, total, note)
 
-        stage.run(StageContext(staging.path, inputs, progress, staging.info))
+        def say(text: str) -> None:
+            observer.line(f"{stage.name}: {text}")
+
+        stage.run(StageContext(staging.path, inputs, progress, staging.info, say))
     artifact = store.open(stage.name, item.key)
     observer.stage_finished(stage.name, artifact.seconds, str(artifact.info.get("note", "")))
     return artifact

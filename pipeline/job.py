@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,33 +20,59 @@ if TYPE_CHECKING:
 RESULTS = ("report.html", "summary.json")
 
 
+Finish = Callable[["AlignmentRun", "dict[str, Artifact]", Console], None]
+
+
 def align(request: JobRequest) -> int:
     """Run (or, with ``dry_run``, only describe) one alignment; returns the exit code."""
-    from pipeline.cluster import default_storage
 
-    root = request.storage or default_storage()
-    if "://" in root:
-        raise ConfigError(f"--storage: {root!r} is a URL; give a directory that every node of the cluster sees")
-    storage = Path(root).expanduser().resolve()
-    if request.dry_run:
-        return _describe(request, storage)
-
-    from pipeline.artifacts import Store
-
-    store = Store(str(storage))
-    log_path = storage / "logs" / f"align-{datetime.now():%Y%m%d-%H%M%S}.log"
-    quiet_libraries(log_path)
-    with Console(log_path) as console:
-        console.line(f"Ra-DPO alignment: recipe {_name(request)}, storage {storage}")
-        from pipeline.align import AlignmentRun
-
-        run = AlignmentRun(_name(request), request.run, storage)
-        result = _execute(run, store, console)
+    def finish(run: AlignmentRun, result: dict[str, Artifact], console: Console) -> None:
         directory = _publish(run, request, result)
         console.line(f"verdict: {result['evaluate'].info['note']}")
         console.line(f"summary: {directory / 'summary.json'}")
         console.line(f"policy:  {result['align'].path / 'model'}")
         console.line(f"report:  {directory / 'report.html'}")
+
+    return _run(request, "align", "alignment", None, finish)
+
+
+def reference(request: JobRequest) -> int:
+    """Run an alignment's stages up to its reference cache and say where that is; returns the exit code."""
+
+    def finish(run: AlignmentRun, result: dict[str, Artifact], console: Console) -> None:
+        console.line(f"cache: {run.cache_place(result['reference'])}")
+
+    return _run(request, "reference", "reference pass", "reference", finish)
+
+
+def _run(request: JobRequest, job: str, title: str, until: str | None, finish: Finish) -> int:
+    from pipeline.cluster import default_storage
+
+    root = request.storage or default_storage()
+    if "://" in root:
+        raise ConfigError(
+            f"--storage: {root!r} is a URL; give a directory that every node of the cluster sees "
+            "(--reference.root takes a URL for the reference caches)"
+        )
+    storage = Path(root).expanduser().resolve()
+    if request.dry_run:
+        from pipeline.align import AlignmentRun
+        from pipeline.describe import describe
+
+        describe(request.run, AlignmentRun(_name(request), request.run, storage, until).planned, storage)
+        return 0
+
+    from pipeline.artifacts import Store
+
+    store = Store(str(storage))
+    log_path = storage / "logs" / f"{job}-{datetime.now():%Y%m%d-%H%M%S}.log"
+    quiet_libraries(log_path)
+    with Console(log_path) as console:
+        console.line(f"Ra-DPO {title}: recipe {_name(request)}, storage {storage}")
+        from pipeline.align import AlignmentRun
+
+        run = AlignmentRun(_name(request), request.run, storage, until)
+        finish(run, _execute(run, store, console), console)
     return 0
 
 
@@ -54,6 +81,8 @@ def _execute(run: AlignmentRun, store: Store, console: Console) -> dict[str, Art
 
     have = reuse(run.planned, store, console)
     run.reused = tuple(have)
+    if len(have) < len(run.planned):
+        _require_room(run, store, have)
     if "data" not in have:
         # Faults of the data are the commonest ones: find them before a cluster is started or joined.
         have |= execute({"data": run.planned["data"]}, store, console, {})
@@ -66,6 +95,16 @@ def _execute(run: AlignmentRun, store: Store, console: Console) -> dict[str, Art
         return execute(run.planned, store, console, have)
 
 
+def _require_room(run: AlignmentRun, store: Store, have: Mapping[str, Artifact]) -> None:
+    """Refuse a run that cannot fit. Without committed tokens only its models are judged here, and its reference at
+    the end of the stage ``tokens``, which counts."""
+    from pipeline.survey import counts_of, model_directory, require_room
+
+    counts = counts_of(have["tokens"].path) if "tokens" in have else None
+    model = model_directory(run.run.model, run.planned, store)
+    require_room(run.run, run.planned, store, run.storage, counts, model)
+
+
 def _name(request: JobRequest) -> str:
     """The recipe's name, for one given as a path too."""
     return Path(request.recipe).stem
@@ -73,7 +112,7 @@ def _name(request: JobRequest) -> str:
 
 def _publish(run: AlignmentRun, request: JobRequest, result: dict[str, Artifact]) -> Path:
     """A directory a person can find: the report with what it was made from, named by recipe and key."""
-    from pipeline.artifacts import explained
+    from pipeline.refusals import explained
 
     report = result["report"]
     directory = run.storage / "reports" / f"{run.recipe}-{report.key[:8]}"
@@ -91,11 +130,3 @@ def _publish(run: AlignmentRun, request: JobRequest, result: dict[str, Artifact]
             shutil.rmtree(directory, ignore_errors=True)
             fresh.rename(directory)
     return directory
-
-
-def _describe(request: JobRequest, storage: Path) -> int:
-    from pipeline.align import AlignmentRun
-    from pipeline.describe import describe
-
-    describe(request.run, AlignmentRun(_name(request), request.run, storage).planned, storage)
-    return 0

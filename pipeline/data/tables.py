@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_ROWS_PER_GROUP = 1024
+"""Rows that `read_rows` cannot avoid to read together."""
+
 
 def arrow_schema(cls: type[Any]) -> pa.Schema:
     """The Arrow schema of a record class, one non-null column per field in the order of the fields.
@@ -57,7 +60,7 @@ def write_table(path: Path, rows: Iterable[T], cls: type[T]) -> None:
         if columns[-1].null_count:
             raise TypeError(f"{path.name}: {cls.__name__}.{field.name} is None in a row")
     try:
-        pq.write_table(pa.table(columns, schema=schema), path, compression="zstd")
+        pq.write_table(pa.table(columns, schema=schema), path, compression="zstd", row_group_size=_ROWS_PER_GROUP)
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error}") from error
 
@@ -67,11 +70,19 @@ def read_table(path: Path, cls: type[T]) -> list[T]:
 
     Raises ArtifactError when the file is missing, is damaged, or holds other columns than ``cls``.
     """
+    return read_rows(path, cls, 0, None)
+
+
+def read_rows(path: Path, cls: type[T], start: int, stop: int | None) -> list[T]:
+    """Rows ``start`` to ``stop`` (None: to the end), reading no more of the file than holds them; otherwise as
+    `read_table`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(path).read()
+        file = pq.ParquetFile(path)
+        first, groups = _groups(file.metadata, start, stop)
+        table = file.read_row_groups(groups).slice(start - first, None if stop is None else stop - start)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} is missing: delete its artefact and run the job again") from error
     except (OSError, pa.ArrowException) as error:
@@ -88,6 +99,19 @@ def read_table(path: Path, cls: type[T]) -> list[T]:
         )
     columns = [_to_python(table.column(name).combine_chunks()) for name in schema.names]
     return [cls(*values) for values in zip(*columns, strict=True)]
+
+
+def _groups(metadata: Any, start: int, stop: int | None) -> tuple[int, list[int]]:
+    """Row groups that hold the rows, and the number of the first row in them."""
+    first, begin = 0, start
+    groups: list[int] = []
+    for group in range(metadata.num_row_groups):
+        end = first + metadata.row_group(group).num_rows
+        if end > start and (stop is None or first < stop):
+            begin = begin if groups else first
+            groups.append(group)
+        first = end
+    return begin, groups
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster import map_over_actors
+from pipeline.actors import Call, Pool, map_over_actors
 from pipeline.config import ClusterConfig, RunConfig
 from pipeline.data.tables import read_table, write_table
 from pipeline.progress import Report
 from pipeline.records import PairScores, PairTokens, PromptTokens, SampleRow, ScoredSample
+
+Say = Callable[[str], None]
 
 
 def _device(cluster: ClusterConfig) -> Any:
@@ -80,18 +82,23 @@ class ScoringActor:
         return self._both.pairs(pairs)
 
 
-def run_sampling(run: RunConfig, model_dir: Path, tokens_dir: Path, out_dir: Path, report: Report) -> int:
-    """Sample every prompt with every seed, score the texts, write samples.parquet; returns the number of samples."""
+def run_sampling(
+    run: RunConfig, model_dir: Path, tokens_dir: Path, out_dir: Path, report: Report, say: Say | None = None
+) -> int:
+    """Sample every prompt with every seed, score the texts, write samples.parquet; returns the number of samples.
+
+    Args:
+        report: progress in batches.
+        say: a line for the console, when an actor died.
+    """
     config = run.evaluation
     prompts = read_table(tokens_dir / "prompts.parquet", PromptTokens)[: config.num_prompts]
     work = [(prompt, seed) for prompt in prompts for seed in config.seeds]
     batches = [work[start : start + config.batch_size] for start in range(0, len(work), config.batch_size)]
-    results = map_over_actors(
-        SamplingActor,
-        (run.model_dump(mode="json"), str(model_dir)),
-        run.cluster,
-        [("sample", (batch,)) for batch in batches],
-        _counted(report, len(batches)),
+    calls = [Call("sample", (batch,), f"batch {index} of the samples") for index, batch in enumerate(batches)]
+    arguments = (run.model_dump(mode="json"), str(model_dir))
+    results = _results(
+        SamplingActor, arguments, run.cluster, calls, report, say, lower="evaluation.batch_size, cluster.max_actors"
     )
     rows = [row for batch in results for row in batch]
     write_table(out_dir / "samples.parquet", rows, SampleRow)
@@ -108,8 +115,14 @@ def run_evaluation(
     policy_samples: Path,
     out_dir: Path,
     report: Report,
+    say: Say | None = None,
 ) -> dict[str, Any]:
-    """Score both models' samples and the test pairs, summarise, and write samples, pairs and evaluation.json."""
+    """Score both models' samples and the test pairs, summarise, and write samples, pairs and evaluation.json.
+
+    Args:
+        report: progress in batches.
+        say: a line for the console, when an actor died.
+    """
     from pipeline.evaluation.sampling import prompt_set_digest
     from pipeline.evaluation.summary import summarise
     from pipeline.models.batches import token_batches
@@ -119,18 +132,27 @@ def run_evaluation(
     pairs = read_table(tokens_dir / "test.parquet", PairTokens)
     prompt_set = prompt_set_digest(sorted({row.prompt_id for row in samples["reference"]}))
     budget = run.reference.batch_tokens
-    calls: list[tuple[str, tuple[Any, ...]]] = []
+    calls: list[Call] = []
     for model, rows in samples.items():
         lengths = [len(row.prompt_ids) + len(row.response_ids) for row in rows]
-        calls += [("samples", (model, [rows[i] for i in batch])) for batch in token_batches(lengths, budget)]
+        calls += [
+            Call("samples", (model, [rows[i] for i in batch]), f"batch {number} of the {model}'s samples")
+            for number, batch in enumerate(token_batches(lengths, budget))
+        ]
     lengths = [len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs]
-    calls += [("pairs", ([pairs[i] for i in batch],)) for batch in token_batches(lengths, budget // 2)]
-    results = map_over_actors(
+    calls += [
+        Call("pairs", ([pairs[i] for i in batch],), f"batch {number} of the test pairs")
+        for number, batch in enumerate(token_batches(lengths, budget // 2))
+    ]
+    arguments = (run.model_dump(mode="json"), str(reference_dir), str(policy_dir), prompt_set)
+    results = _results(
         ScoringActor,
-        (run.model_dump(mode="json"), str(reference_dir), str(policy_dir), prompt_set),
+        arguments,
         run.cluster,
         calls,
-        _counted(report, len(calls)),
+        report,
+        say,
+        lower="reference.batch_tokens, train.head_block_bytes, cluster.max_actors",
     )
     everything = [row for batch in results for row in batch]
     scored = sorted(
@@ -145,6 +167,27 @@ def run_evaluation(
     return evaluation
 
 
-def _counted(report: Report, total: int) -> Callable[[Any], None]:
+def _results(
+    hosted: type[Any],
+    arguments: tuple[Any, ...],
+    cluster: ClusterConfig,
+    calls: Sequence[Call],
+    report: Report,
+    say: Say | None,
+    lower: str,
+) -> list[Any]:
+    """Results in the order of the calls; ``lower`` are the options that let an actor need less memory."""
+    results: list[Any] = [None] * len(calls)
     done = itertools.count(1)
-    return lambda result: report(next(done), total, "batches")
+
+    def on_result(index: int, result: Any) -> None:
+        results[index] = result
+        report(next(done), len(calls), "batches")
+
+    def on_death(what: str) -> None:
+        if say is not None:
+            say(f"an actor died while it computed {what}; another one computes it again")
+
+    pool = Pool(cpus=cluster.cpus_per_actor, gpus=cluster.gpus_per_actor, max_actors=cluster.max_actors)
+    map_over_actors(hosted, arguments, pool, calls, on_result, on_death=on_death, lower=lower)
+    return results

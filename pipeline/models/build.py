@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.config import BuildConfig
+
+if TYPE_CHECKING:
+    from transformers import GPTNeoXForCausalLM
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -13,9 +17,8 @@ END_OF_TEXT = "<|endoftext|>"
 def build_gpt_neox(config: BuildConfig, texts: Iterable[str], out_dir: Path) -> int:
     """Train a byte-level BPE on ``texts``, initialise the model from ``config.seed``, save both as a Hugging Face
     directory, and return the number of parameters."""
-    import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -35,20 +38,28 @@ def build_gpt_neox(config: BuildConfig, texts: Iterable[str], out_dir: Path) -> 
     )
     fast.save_pretrained(out_dir)
 
+    # A short text may not fill the vocabulary: the head must not score tokens that cannot occur.
+    model = random_gpt_neox(config, len(fast), fast.eos_token_id)
+    model.save_pretrained(out_dir)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def random_gpt_neox(config: BuildConfig, vocab_size: int, end_id: int) -> GPTNeoXForCausalLM:
+    """The model with random weights from ``config.seed``; ``end_id`` is begin, end and padding of a text."""
+    import torch
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
     torch.manual_seed(config.seed)
-    model = GPTNeoXForCausalLM(
+    return GPTNeoXForCausalLM(
         GPTNeoXConfig(
-            # A short text may not fill the vocabulary: the head must not score tokens that cannot occur.
-            vocab_size=len(fast),
+            vocab_size=vocab_size,
             hidden_size=config.hidden_size,
             num_hidden_layers=config.num_layers,
             num_attention_heads=config.num_heads,
             intermediate_size=4 * config.hidden_size,
             max_position_embeddings=config.context_tokens,
-            bos_token_id=fast.eos_token_id,
-            eos_token_id=fast.eos_token_id,
-            pad_token_id=fast.eos_token_id,
+            bos_token_id=end_id,
+            eos_token_id=end_id,
+            pad_token_id=end_id,
         )
     )
-    model.save_pretrained(out_dir)
-    return sum(parameter.numel() for parameter in model.parameters())

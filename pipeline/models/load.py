@@ -71,13 +71,21 @@ def context_tokens(path: Path) -> int:
     Raises:
         ModelError: when transformers does not know the model that config.json describes.
     """
+    return int(getattr(_text_config(path), "max_position_embeddings", None) or 1 << 30)
+
+
+def vocabulary_size(path: Path) -> int:
+    """Rows of the model's output head, from its config.json alone. Raises as `context_tokens`."""
+    return int(_text_config(path).vocab_size)
+
+
+def _text_config(path: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
+        return AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot read the model configuration in {path}: {_first_line(error)}") from error
-    return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
 
 
 def output_head(model: nn.Module) -> Head:
@@ -96,9 +104,17 @@ def output_head(model: nn.Module) -> Head:
     return Head(linear.weight, getattr(linear, "bias", None), scale, float(cap) if cap else None)
 
 
-def final_hidden(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Hidden states ``[B, T, d]`` after the final norm: what the output head is applied to."""
-    output = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)  # type: ignore[operator]
+def final_hidden(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
+) -> Tensor:
+    """Hidden states ``[B, T, d]`` after the final norm: what the output head is applied to.
+
+    ``attention_mask`` is ``[B, T]``, or ``[B, 1, T, T]`` to be added to the attention scores.
+    """
+    positions = {} if position_ids is None else {"position_ids": position_ids}
+    output = model.base_model(  # type: ignore[operator]
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions
+    )
     return output.last_hidden_state
 
 

@@ -1,4 +1,8 @@
-"""The reference's forward pass over pairs (no Ray: the actor calls it, and so can a test)."""
+"""The reference's forward pass over pairs (no Ray: the actor calls it, and so can a test).
+
+Which pairs share a batch, how it is padded and how products are cut follow from the pairs and the options alone,
+so that equal shards get equal bytes wherever they are computed.
+"""
 
 from __future__ import annotations
 
@@ -7,48 +11,96 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import Tier
+from pipeline.config import ReferenceConfig
 from pipeline.models.batches import token_batches
-from pipeline.models.load import final_hidden, output_head
-from pipeline.models.sequences import pad_sequences
+from pipeline.models.load import output_head
+from pipeline.models.packing import packed_length, packed_states, separate_states
 from pipeline.records import PairTokens
-from pipeline.reference.shards import ShardRow
-from pipeline.risk.sequence_head import sequence_logps
+from pipeline.reference.compress import RoundingError, compress, rounding_error
+from pipeline.reference.layout import ShardRow
+from pipeline.reference.records import label_logps, top_k
+from pipeline.risk.head import Head
 
 
 @torch.no_grad()
 def reference_rows(
     model: nn.Module,
     pairs: Sequence[PairTokens],
-    tier: Tier,
+    options: ReferenceConfig,
     *,
     pad_id: int,
-    batch_tokens: int,
-    block_bytes: int,
     device: torch.device,
-) -> list[ShardRow]:
-    """What the reference says about every pair, in the given order; hidden states come back on CPU."""
-    prompts = [pair.prompt_ids for pair in pairs for _ in range(2)]
-    responses = [ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
-    logps: list[float] = [0.0] * len(responses)
-    hidden: list[Tensor] = [torch.empty(0)] * len(responses)
-    head = output_head(model)
-    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-    for positions in token_batches(lengths, batch_tokens):
-        batch = pad_sequences([prompts[i] for i in positions], [responses[i] for i in positions], pad_id)
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        states = final_hidden(model, batch["input_ids"], batch["attention_mask"])
-        sums = sequence_logps(states, head, batch["labels"], batch["mask"], block_bytes=block_bytes).tolist()
-        for row, position in enumerate(positions):
-            logps[position] = sums[row]
-            if tier == "hidden":
-                hidden[position] = states[row][batch["mask"][row]].cpu()
-    return [
-        ShardRow(
-            pair.row_id,
-            pair.content,
-            (logps[2 * i], logps[2 * i + 1]),
-            (hidden[2 * i], hidden[2 * i + 1]) if tier == "hidden" else None,
-        )
-        for i, pair in enumerate(pairs)
-    ]
+    packed: bool,
+) -> tuple[list[ShardRow], RoundingError | None]:
+    """What the reference says about every pair, in the given order, on CPU.
+
+    Args:
+        packed: compute a pair's prompt once (`pipeline.models.packing.can_pack` tells whether the model bears it).
+
+    Returns:
+        The rows, and for 8-bit ones their measured error.
+    """
+    rows: list[ShardRow | None] = [None] * len(pairs)
+    head, errors = output_head(model), []
+    lengths = [computed_positions(pair, packed) for pair in pairs]
+    for positions in token_batches(lengths, options.batch_tokens):
+        batch = [pairs[i] for i in positions]
+        states = (packed_states if packed else separate_states)(model, batch, pad_id, device)
+        # In the order of the file: chosen and rejected of one pair after the other.
+        hidden = torch.cat([part for pair in states for part in pair])
+        labels = torch.tensor([token for pair in batch for token in (*pair.chosen_ids, *pair.rejected_ids)])
+        logps, kept, error = _records(hidden, head, labels.to(device), options)
+        errors += [error] if error else []
+        ends = torch.tensor([[len(pair.chosen_ids), len(pair.rejected_ids)] for pair in batch]).flatten().cumsum(0)
+        pieces = _split(kept, ends.tolist())
+        sums = [float(part.double().sum()) for part in logps.cpu().tensor_split(ends[:-1])]
+        for number, position in enumerate(positions):
+            pair, both = pairs[position], slice(2 * number, 2 * number + 2)
+            tensors = {name: (parts[both][0], parts[both][1]) for name, parts in pieces.items()}
+            lengths_of = len(pair.chosen_ids), len(pair.rejected_ids)
+            rows[position] = ShardRow(pair.row_id, pair.content, lengths_of, (sums[both][0], sums[both][1]), tensors)
+    return [row for row in rows if row is not None], _together(errors)
+
+
+def computed_positions(pair: PairTokens, packed: bool) -> int:
+    """Positions that the model computes for a pair."""
+    return packed_length(pair) + (0 if packed else len(pair.prompt_ids))
+
+
+def _records(
+    hidden: Tensor, head: Head, labels: Tensor, options: ReferenceConfig
+) -> tuple[Tensor, dict[str, Tensor], RoundingError | None]:
+    """Labels' log-probabilities, what the tier keeps (by tensor name, see `pipeline.reference.layout`), the error."""
+    if options.tier == "topk":
+        logps, kept = top_k(hidden, head, labels, options.top_k, options.top_mass)
+        return logps, kept._asdict() | {"label_logps": logps}, None
+    logps = label_logps(hidden, head, labels)
+    if options.tier == "scalar":
+        return logps, {}, None
+    if options.hidden_rows == "exact":
+        return logps, {"hidden": hidden}, None
+    values, scales = compress(hidden)
+    return logps, {"hidden_8bit": values, "hidden_scale": scales}, rounding_error(hidden, head, labels)
+
+
+def _split(kept: dict[str, Tensor], ends: list[int]) -> dict[str, tuple[Tensor, ...]]:
+    """Each tensor cut into responses; those with a number of entries for every position follow ``counts``."""
+    cut = {}
+    for name, tensor in kept.items():
+        bounds = ends[:-1]
+        if name in ("ids", "log_probs"):
+            entries = kept["counts"].cumsum(0)
+            bounds = [int(entries[end - 1]) for end in ends[:-1]]
+        cut[name] = tensor.cpu().tensor_split(bounds)
+    return cut
+
+
+def _together(errors: list[RoundingError]) -> RoundingError | None:
+    if not errors:
+        return None
+    return RoundingError(
+        sum(error.positions for error in errors),
+        sum(error.kl_sum for error in errors),
+        max(error.kl_max for error in errors),
+        max(error.logp_max for error in errors),
+    )

@@ -1,75 +1,226 @@
-"""Reading a reference artefact at the trainer: by row id, memory-mapped, checked against the tokens."""
+"""Reading a reference cache at the trainer: by row id, only the rows that are asked for, each checked."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, ModelError
+from pipeline.places import Place
 from pipeline.records import PairTokens
-from pipeline.reference.shards import HEAD_FILE, read_head
-from pipeline.risk.head import Head
+from pipeline.reference.cache import ReferenceCache
+from pipeline.reference.compress import expand
+from pipeline.reference.layout import BY_ENTRY, PAYLOAD, row_checksum
+from pipeline.reference.shard_file import ShardFile
+from pipeline.risk.block import NO_TOKEN
+from pipeline.risk.head import Head, HiddenReference, Reference, ScalarReference, TopKReference
 
 
-class ReferenceReader:
-    """What the reference says about the pairs of one split.
+class OpenCache:
+    """A finished cache; its head is read once, however many splits are.
 
     Args:
         device: where the head is put.
         dtype: of the head and the hidden states.
 
     Raises:
-        ArtifactError: when a pair is not in the artefact, or was computed for other tokens.
+        ArtifactError: when there is no finished cache at ``place``.
     """
 
-    def __init__(
-        self, directory: Path, split: str, pairs: Sequence[PairTokens], *, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, place: Place, *, device: torch.device, dtype: torch.dtype) -> None:
+        manifest = ReferenceCache(place).manifest()
+        if manifest is None:
+            raise ArtifactError(f"there is no finished reference cache in {place.root}; run the job again")
+        self.manifest: Mapping[str, Any] = manifest
+        self._place, self._dtype = place, dtype
         self.head: Head | None = None
+        if manifest["head"]:
+            self.head = read_head(ShardFile(place, manifest["head"]["file"]), device, dtype)
+
+    def check_policy(self, tokenizer: str, vocab_size: int) -> None:
+        """Refuse a policy that does not speak the reference's tokens.
+
+        Args:
+            tokenizer: digest of its tokenizer's files (`pipeline.models.contents.tokenizer_contents`).
+            vocab_size: rows of its output head.
+
+        Raises:
+            ModelError: when they differ from the reference's.
+        """
+        made_from = self.manifest["made_from"]
+        if made_from["tokenizer"] != tokenizer:
+            raise ModelError(
+                f"the reference cache {self._place.root} was computed with another tokenizer than the policy's "
+                f"(digests {made_from['tokenizer'][:12]} and {tokenizer[:12]}): align a policy that starts from the "
+                "reference's model directory, or compute the reference again"
+            )
+        if self.manifest["vocab_size"] != vocab_size:
+            raise ModelError(
+                f"the reference of the cache {self._place.root} has a vocabulary of {self.manifest['vocab_size']:,}, "
+                f"the policy one of {vocab_size:,}: they must be the same"
+            )
+
+    def rows(self, split: str, pairs: Sequence[PairTokens]) -> CachedRows:
+        """What the reference says about some pairs of a split.
+
+        Raises:
+            ArtifactError: when a pair is not in the cache, or was computed for other tokens.
+        """
+        files = [ShardFile(self._place, one["file"]) for one in self.manifest["shards"] if one["split"] == split]
+        return CachedRows(self._place.root, split, files, pairs, self.head, self._dtype)
+
+
+class CachedRows:
+    """Rows of one split. Safe to use from a thread beside the one that trains."""
+
+    def __init__(
+        self,
+        root: str,
+        split: str,
+        files: Sequence[ShardFile],
+        pairs: Sequence[PairTokens],
+        head: Head | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.head = head
         self._dtype = dtype
-        if (directory / HEAD_FILE).is_file():
-            self.head = read_head(directory, device, dtype)
-        self._files: list[Any] = []
-        self._offsets: list[Tensor] = []
-        self._logps: list[Tensor] = []
-        self._where: dict[str, tuple[int, int]] = {}
+        self._shards = [_Shard(file) for file in files]
+        self._where: dict[str, tuple[_Shard, int]] = {}
         contents: dict[str, str] = {}
-        for path in sorted(directory.glob(f"{split}-*.safetensors")):
-            file = safe_open(path, framework="pt").__enter__()
-            metadata = file.metadata()
-            row_ids = json.loads(metadata["row_ids"])
-            contents.update(zip(row_ids, json.loads(metadata["contents"]), strict=True))
-            for position, row_id in enumerate(row_ids):
-                self._where[row_id] = (len(self._files), position)
-            self._logps.append(file.get_tensor("logps"))
-            if self.head is not None:
-                self._offsets.append(file.get_tensor("offsets"))
-            self._files.append(file)
+        for shard in self._shards:
+            self._where |= {row_id: (shard, number) for number, row_id in enumerate(shard.row_ids)}
+            contents.update(zip(shard.row_ids, shard.contents, strict=True))
+        self._has_top_k = any("ids" in shard.payload for shard in self._shards)
         for pair in pairs:
             if pair.row_id not in self._where:
-                raise ArtifactError(f"the reference in {directory} has no row {pair.row_id!r} in split {split!r}")
+                raise ArtifactError(
+                    f"the reference cache {root} has no row {pair.row_id!r} in split {split!r}; run the job again"
+                )
             if contents[pair.row_id] != pair.content:
                 raise ArtifactError(
-                    f"the reference in {directory} was computed for other tokens of row {pair.row_id!r}; "
-                    "remove the directory and run again"
+                    f"the reference cache {root} was computed for other tokens of row {pair.row_id!r}; "
+                    "remove the directory and run the job again"
                 )
+
+    @property
+    def has_law(self) -> bool:
+        """Whether the reference's distribution is known at every position, exactly or as a lower bound."""
+        return self.head is not None or self._has_top_k
+
+    def collate(self, row_ids: Sequence[str | None]) -> dict[str, Tensor]:
+        """The reference's part of a batch, chosen responses first; None is padding, which has no positions."""
+        found = [None if row_id is None else self._read(row_id) for row_id in row_ids]
+        both = [(0.0, 0.0) if one is None else one.logps for one in found]
+        batch = {"ref_logps": torch.tensor([chosen for chosen, _ in both] + [rejected for _, rejected in both])}
+        rows = [one for one in found if one is not None]
+        parts = [one.chosen for one in rows] + [one.rejected for one in rows]
+        if self.head is not None:
+            width = self.head.weight.shape[1]
+            hidden = [self._hidden(part) for part in parts]
+            batch["ref_hidden"] = torch.cat([*hidden, torch.empty((0, width), dtype=self._dtype)])
+        elif self._has_top_k:
+            batch |= _padded_top_k(parts)
+        return batch
+
+    def record(self, batch: Mapping[str, Tensor]) -> Reference:
+        """The record that the losses take, from a batch on any device."""
+        if self.head is not None:
+            return HiddenReference(batch["ref_hidden"], self.head)
+        if self._has_top_k:
+            return TopKReference(
+                batch["ref_ids"], batch["ref_log_probs"], batch["ref_log_rest"], batch["ref_label_logps"]
+            )
+        return ScalarReference(batch["ref_logps"])
 
     def logps(self, row_id: str) -> tuple[float, float]:
         """Log-probabilities (nats) of chosen and rejected."""
-        shard, row = self._where[row_id]
-        chosen, rejected = self._logps[shard][2 * row : 2 * row + 2].tolist()
-        return chosen, rejected
+        return self._read(row_id).logps
 
-    def hidden(self, row_id: str) -> tuple[Tensor, Tensor]:
-        """Final hidden states at the response positions: ``[T_chosen, d]``, ``[T_rejected, d]``, on CPU, in the dtype
-        of the head (an actor without a GPU may have computed them in another one)."""
-        shard, row = self._where[row_id]
-        start, middle, end = self._offsets[shard][2 * row : 2 * row + 3].tolist()
-        both = self._files[shard].get_slice("hidden")[start:end].to(self._dtype)
-        return both[: middle - start], both[middle - start :]
+    def _hidden(self, part: Mapping[str, Tensor]) -> Tensor:
+        if "hidden" in part:
+            return part["hidden"].to(self._dtype)
+        return expand(part["hidden_8bit"], part["hidden_scale"]).to(self._dtype)
+
+    def _read(self, row_id: str) -> _Row:
+        shard, number = self._where[row_id]
+        return shard.read(number)
+
+
+class _Row:
+    """What is stored of one pair."""
+
+    def __init__(self, logps: tuple[float, float], chosen: dict[str, Tensor], rejected: dict[str, Tensor]) -> None:
+        self.logps, self.chosen, self.rejected = logps, chosen, rejected
+
+
+class _Shard:
+    """A file and its small tensors; the large ones are read row by row."""
+
+    def __init__(self, file: ShardFile) -> None:
+        self._file = file
+        self.row_ids: list[str] = json.loads(file.metadata["row_ids"])
+        self.contents: list[str] = json.loads(file.metadata["contents"])
+        self.payload = [name for name in PAYLOAD if name in file.tensors]
+        self._logps = file.bytes_of("logps", 0, 2 * len(self.row_ids))
+        self._checksums = file.tensor("checksum").tolist()
+        self._bounds = {"offsets": file.tensor("offsets").tolist()}
+        if "entries" in file.tensors:
+            self._bounds["entries"] = file.tensor("entries").tolist()
+
+    def read(self, number: int) -> _Row:
+        """Row ``number`` of the file.
+
+        Raises:
+            ArtifactError: when its bytes differ from their checksum.
+        """
+        logps = self._logps[8 * number : 8 * number + 8]
+        raw, cuts = {}, {}
+        for name in self.payload:
+            start, middle, end = self._bounds["entries" if name in BY_ENTRY else "offsets"][2 * number : 2 * number + 3]
+            raw[name], cuts[name] = self._file.bytes_of(name, start, end), middle - start
+        if row_checksum(logps, list(raw.values())) != self._checksums[number]:
+            raise self._file.damaged_row(self.row_ids[number])
+        whole = {name: self._file.decode(name, data) for name, data in raw.items()}
+        chosen, rejected = self._file.decode("logps", logps).tolist()
+        return _Row(
+            (chosen, rejected),
+            {name: tensor[: cuts[name]] for name, tensor in whole.items()},
+            {name: tensor[cuts[name] :] for name, tensor in whole.items()},
+        )
+
+
+def read_head(file: ShardFile, device: torch.device, dtype: torch.dtype) -> Head:
+    """The frozen output head from its file."""
+    tensors = {name: file.tensor(name).to(device, dtype) for name in file.tensors}
+    softcap, vocab_size = file.metadata.get("softcap"), file.metadata.get("vocab_size")
+    return Head(
+        tensors["weight"],
+        tensors.get("bias"),
+        float(file.metadata["scale"]),
+        None if softcap is None else float(softcap),
+        None if vocab_size is None else int(vocab_size),
+    )
+
+
+def _padded_top_k(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Rectangular ``[N, k]`` with the largest number of kept tokens as k."""
+
+    def joined(name: str, dtype: torch.dtype) -> Tensor:
+        return torch.cat([part[name] for part in parts] or [torch.empty(0, dtype=dtype)])
+
+    counts = joined("counts", torch.int32)
+    filled = torch.arange(int(counts.max()) if len(counts) else 1) < counts.unsqueeze(-1)
+    ids = torch.full(filled.shape, NO_TOKEN, dtype=torch.int64)
+    log_probs = torch.full(filled.shape, -torch.inf)
+    ids[filled] = joined("ids", torch.int32).long()
+    log_probs[filled] = joined("log_probs", torch.float32)
+    return {
+        "ref_ids": ids,
+        "ref_log_probs": log_probs,
+        "ref_log_rest": joined("log_rest", torch.float32),
+        "ref_label_logps": joined("label_logps", torch.float32),
+    }

@@ -1,99 +1,130 @@
-"""The reference stage: Ray actors host the frozen reference and write one shard at a time."""
+"""The reference stage: what is missing of a cache, computed by Ray actors; a cache is never computed twice.
+
+::
+
+    open the cache ── whole ─────────────────────────────────────────────► done
+        │ not there, unfinished or damaged
+        ▼
+    its lock ──► look again ──► remove damaged files ──► actors: a shard each ──► manifest ──► done
+                  └─ whole: another job was faster ──────────────────────────────────────────► done
+
+Which actor computes a shard never matters: a shard's content is a pure function of its rows and the key.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster import map_over_actors
+from pipeline.actors import Pool, map_over_actors
+from pipeline.calls import Call
 from pipeline.config import RunConfig
+from pipeline.places import Place
 from pipeline.progress import Report
-from pipeline.reference.shards import shard_path, write_head, write_shard
+from pipeline.reference.actor import PassSpec, ReferenceActor
+from pipeline.reference.cache import HEAD, Piece, ReferenceCache, StoredFile, pieces
+from pipeline.reference.key import cache_key, cache_parts
+from pipeline.reference.location import listed
+from pipeline.reference.manifest import contents
 
 SPLITS_NEEDED = ("train", "validation")
 """Test pairs are scored by evaluation, which has both models at hand for every method."""
 
 
-class ReferenceActor:
-    """Hosts the reference; refuses a model whose logits its head does not reproduce on the first batch."""
+@dataclass(frozen=True)
+class PassResult:
+    """A finished cache and what this job did for it."""
 
-    def __init__(self, run: dict[str, Any], model_dir: str) -> None:
-        import torch
-
-        from pipeline.models.load import load_model, load_tokenizer, torch_dtype
-
-        self._run = RunConfig.model_validate(run)
-        cluster = self._run.cluster
-        self._device = torch.device("cuda" if cluster.gpus_per_actor > 0 else "cpu")
-        if self._device.type == "cpu":
-            torch.set_num_threads(cluster.cpus_per_actor)
-        dtype = torch_dtype(self._run.model.dtype)
-        self._model = load_model(Path(model_dir), dtype).to(self._device)
-        tokenizer = load_tokenizer(Path(model_dir))
-        self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self._checked = False
-
-    def compute(self, tokens_dir: str, split: str, index: int, out_dir: str) -> int:
-        """Write shard ``index`` of a split and return the number of its rows."""
-        from pipeline.data.tables import read_table
-        from pipeline.records import PairTokens
-        from pipeline.reference.compute import reference_rows
-
-        config = self._run.reference
-        start = index * config.rows_per_shard
-        pairs = read_table(Path(tokens_dir) / f"{split}.parquet", PairTokens)[start : start + config.rows_per_shard]
-        if not self._checked:
-            self._check_head(pairs[:2])
-        rows = reference_rows(
-            self._model,
-            pairs,
-            config.tier,
-            pad_id=self._pad_id,
-            batch_tokens=config.batch_tokens,
-            block_bytes=self._run.train.head_block_bytes,
-            device=self._device,
-        )
-        write_shard(shard_path(Path(out_dir), split, index), rows)
-        return len(rows)
-
-    def _check_head(self, pairs: list[Any]) -> None:
-        from pipeline.models.load import check_head
-        from pipeline.models.sequences import pad_sequences
-
-        batch = pad_sequences([p.prompt_ids for p in pairs], [p.chosen_ids for p in pairs], self._pad_id)
-        check_head(self._model, batch["input_ids"].to(self._device), batch["attention_mask"].to(self._device))
-        self._checked = True
-
-    def write_head(self, out_dir: str) -> None:
-        """Write the frozen output head."""
-        from pipeline.models.load import output_head
-
-        write_head(Path(out_dir), output_head(self._model))
+    place: str
+    """Where it is: a directory or a URL."""
+    manifest: dict[str, Any]
+    computed: int
+    """Files that this job computed; the others were there."""
+    seconds: float
 
 
-def run_reference(run: RunConfig, model_dir: Path, tokens_dir: Path, out_dir: Path, report: Report) -> int:
-    """Compute all shards of the splits that training needs; returns the number of pairs.
+def run_reference(
+    run: RunConfig,
+    model_dir: Path,
+    tokens_dir: Path,
+    root: Place,
+    names: dict[str, str],
+    report: Report,
+    say: Callable[[str], None],
+) -> PassResult:
+    """Bring the run's cache about and return it, verified.
 
-    Which actor computes a shard never matters: a shard's content is a pure function of its rows and the model.
+    Args:
+        root: the directory of all caches.
+        names: what model and data are called, for people; no part of the key.
+        report: progress in pairs.
+        say: a line for the console.
     """
     import pyarrow.parquet as pq
 
-    per_shard = run.reference.rows_per_shard
-    counts = {split: pq.read_metadata(tokens_dir / f"{split}.parquet").num_rows for split in SPLITS_NEEDED}
-    total = sum(counts.values())
-    calls: list[tuple[str, tuple[Any, ...]]] = [
-        ("compute", (str(tokens_dir), split, index, str(out_dir)))
-        for split, count in counts.items()
-        for index in range(-(-count // per_shard))
-    ]
-    if run.reference.tier == "hidden":
-        calls.append(("write_head", (str(out_dir),)))
-    done = 0
+    began = time.monotonic()
+    parts = cache_parts(run, model_dir, tokens_dir, SPLITS_NEEDED)
+    key = cache_key(parts)
+    cache = ReferenceCache(root.below(key))
+    found = cache.verify()
+    if found.manifest is not None and found.whole:
+        return PassResult(cache.place.root, found.manifest, 0, time.monotonic() - began)
+    rows = {split: pq.read_metadata(tokens_dir / f"{split}.parquet").num_rows for split in SPLITS_NEEDED}
+    spec = PassSpec(run.model_dump(mode="json"), str(model_dir), str(tokens_dir), cache.place.root, key)
+    with cache.place.lock(lambda: say("another job computes this reference; waiting for it")):
+        found = cache.verify()
+        if found.manifest is not None and found.whole:
+            return PassResult(cache.place.root, found.manifest, 0, time.monotonic() - began)
+        if found.damaged:
+            say(f"{cache.place.root}: {listed(found.damaged)}; computing what is lost again")
+            cache.remove(found.damaged)
+        wanted = pieces(rows, run.reference.rows_per_shard, run.reference.tier == "hidden")
+        missing = list(found.missing(wanted))
+        if len(missing) < len(wanted):
+            say(f"{len(wanted) - len(missing)} of {len(wanted)} files are there, {len(missing)} to compute")
+        description = {"key": key, "made_from": parts, "names": names, "rows": rows}
+        cache.start(description)
+        computed = _compute(run, spec, missing, rows, report, say)
+        files = {piece: found.files.get(piece) or computed[piece] for piece in wanted}
+        manifest = cache.finish(description | contents(cache, files, run.reference.rows_per_shard))
+    return PassResult(cache.place.root, manifest, len(missing), time.monotonic() - began)
 
-    def on_result(rows: int | None) -> None:
+
+def _compute(
+    run: RunConfig,
+    spec: PassSpec,
+    missing: list[Piece],
+    rows: dict[str, int],
+    report: Report,
+    say: Callable[[str], None],
+) -> dict[Piece, StoredFile]:
+    options, total = run.reference, sum(rows.values())
+    per_shard = options.rows_per_shard
+
+    def pairs_in(piece: Piece) -> int:
+        return 0 if piece.split == HEAD else min(per_shard, rows[piece.split] - piece.index * per_shard)
+
+    done = total - sum(pairs_in(piece) for piece in missing)
+    files: dict[Piece, StoredFile] = {}
+
+    def on_result(index: int, stored: StoredFile) -> None:
         nonlocal done
-        done += rows or 0
+        files[missing[index]] = stored
+        done += pairs_in(missing[index])
         report(done, total, "pairs")
 
-    map_over_actors(ReferenceActor, (run.model_dump(mode="json"), str(model_dir)), run.cluster, calls, on_result)
-    return done
+    report(done, total, "pairs")
+    pool = Pool(cpus=options.threads, gpus=run.cluster.gpus_per_actor, max_actors=run.cluster.max_actors)
+    calls = (Call("compute", (piece,), what=str(piece)) for piece in missing)
+    map_over_actors(
+        ReferenceActor,
+        (spec,),
+        pool,
+        calls,
+        on_result,
+        on_death=lambda what: say(f"an actor died while it computed {what}; another one computes it again"),
+    )
+    return files

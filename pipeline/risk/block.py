@@ -7,13 +7,16 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+NO_TOKEN = -1
+"""In a record's ids: this position has fewer tokens than others. Never its first one."""
+
 
 @dataclass(frozen=True)
 class TopKBlock:
     """The reference's k most likely tokens at n positions and, as one more symbol, all the rest."""
 
     ids: Tensor
-    """``[n, k]`` token ids, all different within a row."""
+    """``[n, k]`` token ids, all different within a row, or `NO_TOKEN` (with -inf for its log-probability)."""
     log_probs: Tensor
     """``[n, k]``."""
     log_rest: Tensor

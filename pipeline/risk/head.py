@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import RiskError
-from pipeline.risk.block import TopKBlock
+from pipeline.risk.block import NO_TOKEN, TopKBlock
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class HiddenReference:
 class TopKReference:
     """Reference record of the top-k tier, rows as in `HiddenReference`: a lower bound of every risk measure.
 
-    ``ids [N, k]`` (different within a row), ``log_probs [N, k]``, ``log_rest [N]`` (log of the mass outside, -inf
-    when there is none) and ``label_logps [N]``, the log-probability of the position's own token.
+    ``ids [N, k]`` (different within a row, or `pipeline.risk.block.NO_TOKEN` beside -inf), ``log_probs [N, k]``,
+    ``log_rest [N]`` (log of the mass outside, -inf when there is none) and ``label_logps [N]``, the log-probability
+    of the position's own token.
     """
 
     ids: Tensor
@@ -212,8 +213,11 @@ def check_reference(reference: Reference, rows: Rows, head: Head, num_sequences:
             )
         if ids.dtype not in (torch.int32, torch.int64):
             raise RiskError(f"the reference's top-k ids have dtype {ids.dtype}: give token ids as int64 or int32")
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < head.num_tokens:
-            token = int(ids.max() if ids.min() >= 0 else ids.min())
+        left_out = (ids == NO_TOKEN) & (log_probs == -torch.inf)
+        left_out[:, :1] = False
+        tokens = ids.masked_fill(left_out, 0)
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < head.num_tokens:
+            token = int(tokens.max() if tokens.min() >= 0 else tokens.min())
             raise RiskError(
                 f"the reference's top-k record holds the token {token}, outside the policy's vocabulary of "
                 f"{head.num_tokens}: reference and policy must share one tokenizer"

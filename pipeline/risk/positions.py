@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.risk import triton_rows
-from pipeline.risk.block import Positions, TopKBlock, Weights
+from pipeline.risk.block import NO_TOKEN, Positions, TopKBlock, Weights
 from pipeline.risk.law import Law, Risk, Workspace
 from pipeline.risk.measures import Measure
 
@@ -169,8 +169,10 @@ def _top_k(
     """On the law of k tokens and one symbol for the rest; the rest's share of q is spread in proportion to pi."""
     label = labels.unsqueeze(-1)
     label_logits = logits.gather(-1, label)
-    top_logits = logits.gather(-1, record.ids)
-    logits.scatter_(-1, record.ids, -torch.inf)
+    missing = record.ids == NO_TOKEN
+    ids = torch.where(missing, record.ids[:, :1], record.ids)  # one that is there: it takes nothing from the rest
+    top_logits = logits.gather(-1, ids).masked_fill_(missing, -torch.inf)
+    logits.scatter_(-1, ids, -torch.inf)
     rest, rest_norm = _softmax(logits, workspace.take("pi", logits))  # the policy among the rest
     # Nothing is left at k = V, nor where the policy masks all the rest.
     has_none = torch.isneginf(logits.amax(-1, keepdim=True))
@@ -188,7 +190,7 @@ def _top_k(
         if minus_risk is not None:
             grad.addcmul_(risk.q, minus_risk)
         torch.mul(rest, grad[:, -1:], out=logits)
-        logits.scatter_(-1, record.ids, grad[:, :-1])
+        logits.scatter_add_(-1, ids, grad[:, :-1])  # they hold zero, the rest's share of a token of the record
         logits.scatter_add_(-1, label, weights.logps.unsqueeze(-1))
     logps = (label_logits - log_norm).squeeze(-1)
     return Positions(logps, None, law.mean, risk.value)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ from torch import Tensor
 from pipeline.config import OptimConfig
 from pipeline.data.order import global_batch, num_batches, shard
 from pipeline.training.engine import Engine
+from pipeline.training.prefetch import ahead
 from pipeline.training.schedule import learning_rate
-from pipeline.training.task import Task
+from pipeline.training.task import Batch, Task
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,13 @@ def train(
     """
     per_epoch = num_batches(task.num_rows, plan.batch_size)
     seconds = 0.0
+    steps = ahead(_batches(engine, task, plan))
     for step in range(plan.total_steps):
-        epoch, index = divmod(step, per_epoch)
-        rows = global_batch(task.num_rows, plan.batch_size, plan.seed, epoch, index)
+        epoch = step // per_epoch
         lr = learning_rate(plan.optim, step, plan.total_steps)
-        mine = shard(rows, engine.rank, engine.world_size, plan.micro_batch_size)
         began = time.monotonic()
-        # A short last batch is filled up with padding of weight zero.
-        mine += [[None]] * (engine.micro_batches - len(mine))
-        sums = engine.train_step([task.collate(micro) for micro in mine], task, task.normaliser(rows), lr)
+        rows, micro_batches = next(steps)
+        sums = engine.train_step(micro_batches, task, task.normaliser(rows), lr)
         seconds += time.monotonic() - began
         metrics = _means(task, sums, task.normaliser(rows))
         log({"step": step + 1, "split": "train", "epoch": epoch, **metrics, "lr": lr, "grad_norm": engine.grad_norm})
@@ -72,11 +71,22 @@ def train(
     return seconds
 
 
+def _batches(engine: Engine, task: Task, plan: LoopPlan) -> Iterator[tuple[list[int], list[Batch]]]:
+    """For every step the global batch's rows and this rank's micro-batches."""
+    per_epoch = num_batches(task.num_rows, plan.batch_size)
+    for step in range(plan.total_steps):
+        rows = global_batch(task.num_rows, plan.batch_size, plan.seed, *divmod(step, per_epoch))
+        mine = shard(rows, engine.rank, engine.world_size, plan.micro_batch_size)
+        # A short last batch is filled up with padding of weight zero.
+        mine += [[None]] * (engine.micro_batches - len(mine))
+        yield rows, [task.collate(micro) for micro in mine]
+
+
 def evaluate(engine: Engine, task: Task, plan: LoopPlan) -> dict[str, float]:
     """Metrics over all rows of a task, one micro-batch in memory at a time."""
     rows = list(range(task.num_rows))
     mine = shard(rows, engine.rank, engine.world_size, plan.micro_batch_size)
-    sums = engine.evaluate((task.collate(micro) for micro in mine), task)
+    sums = engine.evaluate(ahead(task.collate(micro) for micro in mine), task)
     return _means(task, sums, task.normaliser(rows))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.config import SEQUENTIAL_METHODS, LossConfig, RiskConfig
 from pipeline.models.sequences import pad_sequences
 from pipeline.records import PairTokens
-from pipeline.risk.head import Head, HiddenReference, Reference, ScalarReference
+from pipeline.risk.head import Head, Reference
 from pipeline.risk.losses import pair_form
 from pipeline.risk.measures import trained_measure
 from pipeline.risk.pair_head import pair_loss
@@ -19,16 +19,17 @@ from pipeline.training.task import Batch
 
 
 class ReferenceRows(Protocol):
-    """Where the reference's precomputed numbers come from (a cache reader, or a live model in a test)."""
+    """Where the reference's numbers come from (a cache's rows, or a live model)."""
 
-    head: Head | None
-    """The frozen output head, or None for the scalar tier."""
+    @property
+    def has_law(self) -> bool:
+        """Whether the reference's distribution is known at every position, exactly or as a lower bound."""
 
-    def hidden(self, row_id: str) -> tuple[Tensor, Tensor]:
-        """Hidden states ``[T_chosen, d]`` and ``[T_rejected, d]`` at the response positions of one pair."""
+    def collate(self, row_ids: Sequence[str | None]) -> Mapping[str, Tensor]:
+        """The reference's part of a batch on CPU; None is padding, which has no positions."""
 
-    def logps(self, row_id: str) -> tuple[float, float]:
-        """Log-probabilities (nats) of chosen and rejected."""
+    def record(self, batch: Batch) -> Reference:
+        """The record that the losses take, from a whole batch on the trainer's device."""
 
 
 class PreferenceTask:
@@ -51,7 +52,7 @@ class PreferenceTask:
         self._block_bytes = head_block_bytes
         self.num_rows = len(pairs)
         names = ["loss", "reward_accuracy", "reward_margin", "chosen_logps_change", "rejected_logps_change"]
-        if reference.head is not None:
+        if reference.has_law:
             names += ["chosen_kl", "rejected_kl", "chosen_risk", "rejected_risk"]
         if loss.method in SEQUENTIAL_METHODS:
             names.append("implicit_reward_accuracy")
@@ -67,21 +68,11 @@ class PreferenceTask:
         responses += [pair.rejected_ids if pair else [] for pair in pairs]
         batch = pad_sequences(prompts * 2, responses, self._pad_id)
         batch["weight"] = torch.tensor([0.0 if pair is None else 1.0 for pair in pairs])
-        logps = [(0.0, 0.0) if pair is None else self._reference.logps(pair.row_id) for pair in pairs]
-        batch["ref_logps"] = torch.tensor([chosen for chosen, _ in logps] + [rejected for _, rejected in logps])
-        if (head := self._reference.head) is not None:
-            hidden = [self._reference.hidden(pair.row_id) for pair in pairs if pair is not None]
-            rows_in_order = [chosen for chosen, _ in hidden] + [rejected for _, rejected in hidden]
-            empty = torch.empty((0, head.weight.shape[1]), dtype=head.weight.dtype)  # on CPU, as all of a batch
-            batch["ref_hidden"] = torch.cat([*rows_in_order, empty])
+        batch |= self._reference.collate([None if pair is None else pair.row_id for pair in pairs])
         return batch
 
     def objective(self, hidden: Tensor, head: Head, batch: Batch) -> tuple[Tensor, Tensor]:
-        reference: Reference
-        if self._reference.head is None:
-            reference = ScalarReference(batch["ref_logps"])
-        else:
-            reference = HiddenReference(batch["ref_hidden"], self._reference.head)
+        reference = self._reference.record(batch)
         weight = batch["weight"].to(hidden.device)
         scores = pair_loss(
             hidden,

@@ -23,7 +23,8 @@ class TrainSpec:
     """`RunConfig` as JSON."""
     model_dir: str
     tokens_dir: str
-    reference_dir: str | None
+    reference: str | None
+    """Where the reference cache is: a directory or a URL."""
     out_dir: str
     wandb_dir: str
     name: str
@@ -128,8 +129,11 @@ def _work(spec: TrainSpec, run: RunConfig, pad_id: int, device: Any, dtype: Any)
     """The tasks and the plan of a spec: (training task, validation task or None, `LoopPlan`)."""
     from pipeline.data.order import num_batches
     from pipeline.data.tables import read_table
+    from pipeline.models.contents import tokenizer_contents
+    from pipeline.models.load import vocabulary_size
+    from pipeline.places import Place
     from pipeline.records import PairTokens, TextTokens
-    from pipeline.reference.reader import ReferenceReader
+    from pipeline.reference.reader import OpenCache
     from pipeline.training.loop import LoopPlan
     from pipeline.training.preference import PreferenceTask
     from pipeline.training.sft import SFTTask, total_steps
@@ -142,14 +146,15 @@ def _work(spec: TrainSpec, run: RunConfig, pad_id: int, device: Any, dtype: Any)
             total_steps(rows, run.sft), run.sft.batch_size, run.sft.micro_batch_size, run.sft.seed, 0, run.sft.optim
         )
         return SFTTask(rows, run.sft, pad_id, block), None, plan
-    assert spec.reference_dir is not None
+    assert spec.reference is not None
     train = run.train
+    reference = OpenCache(Place(spec.reference), device=device, dtype=dtype)
+    reference.check_policy(tokenizer_contents(Path(spec.model_dir)), vocabulary_size(Path(spec.model_dir)))
     tasks = []
     num_rows = 0
     for split in ("train", "validation"):
         pairs = read_table(tokens / f"{split}.parquet", PairTokens)
-        reference = ReferenceReader(Path(spec.reference_dir), split, pairs, device=device, dtype=dtype)
-        tasks.append(PreferenceTask(pairs, reference, run.loss, run.risk, pad_id, block))
+        tasks.append(PreferenceTask(pairs, reference.rows(split, pairs), run.loss, run.risk, pad_id, block))
         num_rows = num_rows or len(pairs)
     steps = train.epochs * num_batches(num_rows, train.batch_size)
     steps = min(steps, train.max_steps or steps)

@@ -16,11 +16,10 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.config import LossConfig, OptimConfig, RiskConfig
 from pipeline.data.order import global_batch, num_batches
-from pipeline.reference.compute import reference_rows
-from pipeline.reference.shards import HEAD_FILE, shard_path, write_shard
 from pipeline.training.schedule import learning_rate
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+import caches
 import tiny
 
 WORKER = Path(__file__).parent / "zero_worker.py"
@@ -66,20 +65,7 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     tiny.save_model(root / "model", vocab_size=tiny.PARTITIONED_VOCAB, tied=request.param)
     pairs = tiny.random_pairs(PAIRS)
     reference = AutoModelForCausalLM.from_pretrained(root / "model").eval()
-    (root / "reference").mkdir()
-    rows = reference_rows(
-        reference,
-        pairs,
-        "hidden",
-        pad_id=tiny.PAD,
-        batch_tokens=300,
-        block_bytes=10_000,
-        device=torch.device("cpu"),
-    )
-    write_shard(shard_path(root / "reference", "train", 0), rows)
-    from safetensors.torch import save_file
-
-    save_file({"weight": reference.get_output_embeddings().weight.detach()}, root / "reference" / HEAD_FILE)
+    caches.write_cache(root / "reference", reference, {"train": pairs}, rows_per_shard=16, batch_tokens=300)
 
     loss, risk, optim = LossConfig(beta=0.5), RiskConfig(), OptimConfig(**OPTIM)
     policy = AutoModelForCausalLM.from_pretrained(root / "model")

@@ -13,7 +13,8 @@ import torch
 import torch.distributed
 
 from pipeline.config import LossConfig, OptimConfig, RiskConfig
-from pipeline.reference.reader import ReferenceReader
+from pipeline.places import Place
+from pipeline.reference.reader import OpenCache
 from pipeline.training import engine as engines
 from pipeline.training.loop import LoopPlan, micro_batches_per_step, train
 from pipeline.training.preference import PreferenceTask
@@ -32,7 +33,8 @@ def main() -> None:
     torch.distributed.init_process_group("gloo")
     optim = OptimConfig(**options["optim"])
     pairs = tiny.random_pairs(options["num_pairs"])
-    reference = ReferenceReader(Path(options["reference"]), "train", pairs, device=device, dtype=torch.float32)
+    cache = OpenCache(Place(options["reference"]), device=device, dtype=torch.float32)
+    reference = cache.rows("train", pairs)
     task = PreferenceTask(
         pairs, reference, LossConfig(**options["loss"]), RiskConfig(**options["risk"]), tiny.PAD, 40_000
     )

@@ -1,32 +1,29 @@
-"""The hidden tier gives the loss and the gradients of a live reference (fp32, 1e-5)."""
+"""The hidden tier gives the loss and the gradients of a live reference (fp32, 1e-5); so does top-k where it keeps all."""
 
 from __future__ import annotations
 
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from pipeline.config import LossConfig, RiskConfig
-from pipeline.models.load import output_head
-from pipeline.reference.compute import reference_rows
-from pipeline.reference.reader import ReferenceReader
-from pipeline.reference.shards import shard_path, write_head, write_shard
 from pipeline.training.policy import PolicyWithObjective
 from pipeline.training.preference import PreferenceTask
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "distributed"))
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "distributed")]
+import caches
 import tiny
 
-CPU = torch.device("cpu")
 
-
+@pytest.mark.parametrize("tier", [{}, {"tier": "topk", "top_k": tiny.VOCAB}], ids=["hidden", "top-k of all"])
 @pytest.mark.parametrize("method", ["dpo", "ra_dpo1", "ra_dpo2"])
 @pytest.mark.parametrize("moved", [False, True], ids=["at the reference", "after training"])
-def test_loss_and_gradients_of_a_live_reference(tmp_path: Path, method: str, moved: bool) -> None:
+def test_loss_and_gradients_of_a_live_reference(tmp_path: Path, method: str, moved: bool, tier: dict[str, Any]) -> None:
     tiny.save_model(tmp_path / "model")
     reference = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     policy = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
@@ -40,13 +37,10 @@ def test_loss_and_gradients_of_a_live_reference(tmp_path: Path, method: str, mov
                 two += noise
     pairs = tiny.random_pairs(6)
     # Batches of the reference pass are composed differently from those of training.
-    rows = reference_rows(
-        reference, pairs, "hidden", pad_id=tiny.PAD, batch_tokens=100, block_bytes=1 << 20, device=CPU
+    place = caches.write_cache(
+        tmp_path / "cache", reference, {"train": pairs}, rows_per_shard=4, batch_tokens=100, **tier
     )
-    write_shard(shard_path(tmp_path, "train", 0), rows[:4])
-    write_shard(shard_path(tmp_path, "train", 1), rows[4:])
-    write_head(tmp_path, output_head(reference))
-    reader = ReferenceReader(tmp_path, "train", pairs, device=CPU, dtype=torch.float32)
+    reader = caches.read_rows(place, "train", pairs)
     loss, risk = LossConfig(method=method), RiskConfig()
     task = PreferenceTask(pairs, reader, loss, risk, tiny.PAD, 50_000)
 

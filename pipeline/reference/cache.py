@@ -1,0 +1,213 @@
+"""The directory of a reference cache: shards that appear whole, and a manifest when all are there.
+
+::
+
+    references/<key>/
+      description.json                    what this will hold, written first
+      train-00000-<digest>.safetensors    a shard, named by the first 16 digits of its sha256 ...
+      head-<digest>.safetensors           ... and so is the head
+      manifest.json                       written last: every file with size and sha256, the full key, statistics
+
+A file that does not agree with its own name is damaged, so shards need no record beside them: a pass that was
+killed goes on from the names it finds, on a disk and on an object store alike. Both documents carry a digest of
+themselves. Nothing here knows Ray; a cache can be read without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.digests import digest_file, seal, unseal
+from pipeline.errors import ArtifactError
+from pipeline.places import Place
+from pipeline.reference.version import FORMAT
+
+DESCRIPTION = "description.json"
+MANIFEST = "manifest.json"
+HEAD = "head"
+
+_NAME = re.compile(r"(?:(?P<split>[a-z_]+)-(?P<index>\d{5})|head)-(?P<digest>[0-9a-f]{16})\.safetensors")
+_READERS = 4
+"""Threads that verify files; hashing leaves Python's lock alone."""
+
+
+@dataclass(frozen=True, order=True)
+class Piece:
+    """One file that the cache will have: a shard, or the head (``split`` is then "head")."""
+
+    split: str
+    index: int = 0
+
+    def __str__(self) -> str:
+        return "the head" if self.split == HEAD else f"shard {self.index} of {self.split}"
+
+    @property
+    def stem(self) -> str:
+        return HEAD if self.split == HEAD else f"{self.split}-{self.index:05d}"
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file whose content agrees with its name."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass
+class Found:
+    """What is in the directory."""
+
+    files: dict[Piece, StoredFile] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
+    """File name -> what is wrong with it."""
+    manifest: dict[str, Any] | None = None
+
+    def missing(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        """Those of ``pieces`` that are not there."""
+        return (piece for piece in pieces if piece not in self.files)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the pass was finished and nothing is damaged."""
+        return self.manifest is not None and not self.damaged
+
+
+def pieces(rows: Mapping[str, int], rows_per_shard: int, has_head: bool) -> list[Piece]:
+    """Every file of a cache: fixed ranges of rows, and the head."""
+    shards = [Piece(split, index) for split, count in rows.items() for index in range(-(-count // rows_per_shard))]
+    return [*shards, Piece(HEAD)] if has_head else shards
+
+
+class ReferenceCache:
+    """One cache at ``place``."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    # -- looking -------------------------------------------------------------------------------------------
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest, None before the pass is finished; the files are not looked at.
+
+        Raises:
+            ArtifactError: when it is damaged, or of another version of this format.
+        """
+        return self._document(MANIFEST)
+
+    def description(self) -> dict[str, Any] | None:
+        """What the cache will hold; None when no pass has started. Raises as `manifest` does."""
+        return self._document(DESCRIPTION)
+
+    def _document(self, name: str) -> dict[str, Any] | None:
+        try:
+            return self._unsealed(name)
+        except ValueError as error:
+            raise ArtifactError(
+                f"reference cache {self.place.root}: {name} is damaged ({error}); run the job again, which makes it "
+                "anew from the shards"
+            ) from error
+
+    def _unsealed(self, name: str) -> dict[str, Any] | None:
+        try:
+            document = unseal(self.place.read(name))
+        except FileNotFoundError:
+            return None
+        if document.get("format") != FORMAT:
+            raise ArtifactError(
+                f"reference cache {self.place.root} is of another version ({document.get('format')!r}, this one reads "
+                f"{FORMAT!r}): read it with that version, or remove the directory"
+            )
+        return document
+
+    def verify(self) -> Found:
+        """Read every file and compare it with its name, and with the manifest if there is one.
+
+        Raises:
+            ArtifactError: when the place cannot be read, or is of another version of this format.
+        """
+        found = Found()
+        try:
+            found.manifest = self._unsealed(MANIFEST)
+        except ValueError as error:
+            found.damaged[MANIFEST] = str(error)
+        expected = {} if found.manifest is None else {one["file"]: one for one in manifest_files(found.manifest)}
+        names = [name for name in self.place.names() if _NAME.fullmatch(name)]
+        with ThreadPoolExecutor(_READERS) as readers:
+            for name, stored in zip(names, readers.map(self._stored, names), strict=True):
+                match = _NAME.fullmatch(name)
+                assert match is not None
+                listed = expected.pop(name, None)
+                if not stored.sha256.startswith(match["digest"]) or (listed and listed["sha256"] != stored.sha256):
+                    found.damaged[name] = f"its content ({stored.bytes:,} bytes) differs from the digest in its name"
+                else:
+                    found.files.setdefault(_piece(match), stored)
+        found.damaged |= dict.fromkeys(expected, "is missing")
+        return found
+
+    def _stored(self, name: str) -> StoredFile:
+        digest, size = hashlib.sha256(), 0
+        for chunk in self.place.chunks(name):
+            digest.update(chunk)
+            size += len(chunk)
+        return StoredFile(name, size, digest.hexdigest())
+
+    # -- filling -------------------------------------------------------------------------------------------
+
+    def start(self, description: Mapping[str, Any]) -> None:
+        """Say what will be here; what a former pass said of the same key is the same."""
+        data = seal({"format": FORMAT, **description})
+        try:
+            if self.place.read(DESCRIPTION) == data:
+                return
+        except FileNotFoundError:
+            pass
+        self.place.write(DESCRIPTION, data)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove damaged files, the manifest first: without it the pass is unfinished."""
+        names = list(names)
+        if names:
+            self.place.remove(MANIFEST)
+        for name in names:
+            self.place.remove(name)
+
+    def commit(self, piece: Piece, local: Path) -> StoredFile:
+        """Move a finished local file in, under the name of its content; it appears at once or not at all."""
+        digest = digest_file(local)
+        stored = StoredFile(f"{piece.stem}-{digest[:16]}.safetensors", local.stat().st_size, digest)
+        self.place.publish(local, stored.name)
+        return stored
+
+    def committed(self, piece: Piece) -> StoredFile | None:
+        """A file of this piece that is there and whole: another actor committed it before it died."""
+        for name in self.place.names():
+            match = _NAME.fullmatch(name)
+            if match and _piece(match) == piece:
+                stored = self._stored(name)
+                if stored.sha256.startswith(match["digest"]):
+                    return stored
+        return None
+
+    def finish(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the manifest; the cache is there from now on."""
+        self.place.write(MANIFEST, seal({"format": FORMAT, **manifest}))
+        finished = self.manifest()
+        assert finished is not None
+        return finished
+
+
+def manifest_files(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Records (``file``, ``bytes``, ``sha256``) of all shards and the head."""
+    return [*manifest["shards"], *([manifest["head"]] if manifest["head"] else [])]
+
+
+def _piece(match: re.Match[str]) -> Piece:
+    return Piece(HEAD) if match["split"] is None else Piece(match["split"], int(match["index"]))

@@ -1,0 +1,3 @@
+"""Name and version of the cache's format; another version has another number."""
+
+FORMAT = "ra-dpo-reference-1"

@@ -1,0 +1,104 @@
+"""Whether a run fits where its bytes go, and what to change when it does not. Pure arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.config import RunConfig
+from pipeline.plan import Cost, Work, bytes_text
+from pipeline.tiers import KINDS, choosing, chosen_kind, is_upper_bound, loss_name, serves
+
+_ESTIMATE_MARGIN = 1.2
+"""An estimate refuses a run only when it exceeds the free space by this factor."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """The two places that a run writes to, and what is free there in bytes; None where nobody knows."""
+
+    storage: str
+    storage_free: int | None
+    references: str
+    """Where reference caches are kept: ``reference.root``, or a directory below the storage."""
+    references_free: int | None
+    shared: bool
+    """Both are on one file system, so that what one takes the other lacks."""
+
+
+@dataclass(frozen=True)
+class _Demand:
+    """What a run writes to one place."""
+
+    where: str
+    option: str
+    free: int
+    models: int
+    reference: int
+    """The least that the reference cache can take there."""
+
+    @property
+    def total(self) -> int:
+        return self.models + self.reference
+
+
+def refusal(costs: Cost, run: RunConfig, room: Room) -> str | None:
+    """Why the run cannot fit and what to do, or None when it can (or nobody knows).
+
+    Only what is clear refuses: exact bytes beyond the free ones, or an estimate beyond them by a fifth. The
+    message names every other tier that fits and serves the run's loss, with the options that choose it.
+    """
+    for demand in _demands(costs, run, room):
+        if demand.total > demand.free * (1 if costs.exact else _ESTIMATE_MARGIN):
+            return _explain(demand, costs, run)
+    return None
+
+
+def _demands(costs: Cost, run: RunConfig, room: Room) -> list[_Demand]:
+    models, reference = costs.models_to_write_bytes, costs.reference_to_write_least_bytes
+    storage = f"storage {room.storage}"
+    if room.shared:
+        option = "--storage" if run.reference.root is None else "--storage or --reference.root"
+        places = [(storage, option, room.storage_free, models, reference)]
+    else:
+        places = [
+            (storage, "--storage", room.storage_free, models, 0),
+            (f"reference.root {room.references}", "--reference.root", room.references_free, 0, reference),
+        ]
+    return [
+        _Demand(where, option, free, model_bytes, cache)
+        for where, option, free, model_bytes, cache in places
+        if free is not None
+    ]
+
+
+def _explain(demand: _Demand, costs: Cost, run: RunConfig) -> str:
+    about = "" if costs.exact else "about "
+    if demand.reference and is_upper_bound(chosen_kind(run.reference), run.reference):
+        about = "at least "
+    parts = {"reference cache": demand.reference, "models": demand.models}
+    listed = ", ".join(f"{name} {bytes_text(size)}" for name, size in parts.items() if size)
+    remedies = ["free some space", f"set {demand.option} to another disk"]
+    ending = ""
+    # Where the models alone are too large, a smaller reference would not help.
+    if demand.reference and demand.models <= demand.free and costs.work is not None:
+        remedies.append("lower --data.max_train_pairs")
+        fitting = _fitting_tiers(demand, costs.work, run)
+        if fitting:
+            remedies.append(f"choose a tier that fits: {' or '.join(fitting)}")
+        else:
+            ending = f"; no other tier that serves {loss_name(run)} fits there"
+    return (
+        f"{demand.where} has {bytes_text(demand.free)} free, but the run would write {about}"
+        f"{bytes_text(demand.total)} ({listed}): {', '.join(remedies[:-1])}, or {remedies[-1]}{ending}"
+    )
+
+
+def _fitting_tiers(demand: _Demand, work: Work, run: RunConfig) -> list[str]:
+    """The options that choose each other tier that fits and serves the loss, with its bytes."""
+    return [
+        f"`{choosing(kind, run.reference)}` (needs about {bytes_text(work.reference_bytes[kind])})"
+        for kind in KINDS
+        if kind != chosen_kind(run.reference)
+        and serves(kind, run)
+        and demand.models + work.reference_bytes[kind] <= demand.free
+    ]

@@ -1,0 +1,94 @@
+"""A reference cache written in this process, as the actors write it (not a test: shared by tests)."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pipeline.config import ReferenceConfig
+from pipeline.models.load import output_head
+from pipeline.places import Place
+from pipeline.records import PairTokens
+from pipeline.reference.cache import HEAD, Piece, ReferenceCache, StoredFile, pieces
+from pipeline.reference.compute import reference_rows
+from pipeline.reference.layout import ShardHeader, write_head, write_shard
+from pipeline.reference.manifest import contents
+from pipeline.reference.reader import CachedRows, OpenCache
+from pipeline.reference.statistics import shard_statistics
+
+CPU = torch.device("cpu")
+KEY = "0" * 32
+TOKENIZER = "7" * 64
+
+
+def random_pairs(count: int, seed: int = 0, vocab: int = 40) -> list[PairTokens]:
+    """Pairs of up to 6 + 12 tokens with ids row0, row1, ..."""
+    rng = random.Random(seed)
+
+    def ids(longest: int) -> list[int]:
+        return [rng.randrange(1, vocab) for _ in range(rng.randint(1, longest))]
+
+    made = []
+    for number in range(count):
+        prompt, chosen, rejected = ids(6), ids(12), ids(12)
+        content = hashlib.sha256(str((prompt, chosen, rejected)).encode()).hexdigest()
+        made.append(PairTokens(f"row{number}", "group", prompt, chosen, rejected, content))
+    return made
+
+
+def description(rows: Mapping[str, int], options: ReferenceConfig) -> dict[str, object]:
+    compute = {"dtype": "float32", "device": "cpu", "threads": 1, "batch_tokens": options.batch_tokens}
+    return {
+        "key": KEY,
+        "made_from": {
+            "model": "5" * 64,
+            "tokenizer": TOKENIZER,
+            "truncation": {"max_prompt_tokens": 6, "max_response_tokens": 12, "overlong": "drop"},
+            "data": dict.fromkeys(rows, "6" * 64),
+            "tier": {"name": options.tier},
+            "compute": compute | {"rows_per_shard": options.rows_per_shard, "libraries": {"torch": "1"}},
+        },
+        "names": {"model": "tiny", "data": "random"},
+        "rows": dict(rows),
+    }
+
+
+def write_piece(
+    cache: ReferenceCache, piece: Piece, model: nn.Module, pairs: Sequence[PairTokens], options: ReferenceConfig
+) -> StoredFile:
+    """Compute and commit one file; ``pairs`` are those of its split."""
+    with cache.place.scratch() as scratch:
+        local = scratch / "file"
+        if piece.split == HEAD:
+            write_head(local, output_head(model))
+            return cache.commit(piece, local)
+        start = piece.index * options.rows_per_shard
+        mine = pairs[start : start + options.rows_per_shard]
+        rows, error = reference_rows(model, mine, options, pad_id=0, device=CPU, packed=True)
+        header = ShardHeader(KEY, piece.split, start, output_head(model).num_tokens)
+        write_shard(local, header, rows, shard_statistics(mine, rows, error, True).as_dict())
+        return cache.commit(piece, local)
+
+
+def write_cache(
+    root: str | Path, model: nn.Module, splits: Mapping[str, Sequence[PairTokens]], **options: object
+) -> Place:
+    """A finished cache at ``root``; ``options`` are those of `ReferenceConfig`."""
+    config = ReferenceConfig(**({"rows_per_shard": 3, "batch_tokens": 64} | options))  # type: ignore[arg-type]
+    cache = ReferenceCache(Place(str(root)))
+    rows = {split: len(pairs) for split, pairs in splits.items()}
+    said = description(rows, config)
+    cache.start(said)
+    wanted = pieces(rows, config.rows_per_shard, config.tier == "hidden")
+    files = {piece: write_piece(cache, piece, model, splits.get(piece.split, ()), config) for piece in wanted}
+    cache.finish(said | contents(cache, files, config.rows_per_shard))
+    return cache.place
+
+
+def read_rows(place: Place, split: str, pairs: Sequence[PairTokens], dtype: torch.dtype = torch.float32) -> CachedRows:
+    return OpenCache(place, device=CPU, dtype=dtype).rows(split, pairs)

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from pipeline.digests import seal, unseal
+from pipeline.errors import ArtifactError
+from pipeline.places import Place
+from pipeline.reference.cache import HEAD, Piece, ReferenceCache, pieces
+from pipeline.reference.inspect import inspect
+from pipeline.reference.location import check_cache
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from caches import random_pairs, write_cache, write_piece
+
+from pipeline.config import ReferenceConfig
+
+Make = Callable[..., nn.Module]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, make_model: Make) -> Path:
+    directory = tmp_path_factory.mktemp("cache")
+    write_cache(directory, make_model(), {"train": random_pairs(7), "validation": random_pairs(2)})
+    return directory
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "cache"))
+
+
+def test_pieces_are_fixed_ranges_of_rows() -> None:
+    found = pieces({"train": 7, "validation": 3}, 3, has_head=True)
+    assert found == [Piece("train", 0), Piece("train", 1), Piece("train", 2), Piece("validation", 0), Piece(HEAD)]
+    assert pieces({"train": 0}, 3, has_head=False) == []
+
+
+def test_a_finished_cache_is_whole(finished: Path) -> None:
+    found = ReferenceCache(Place(str(finished))).verify()
+    assert found.whole
+    assert list(found.missing(pieces({"train": 7, "validation": 2}, 3, has_head=True))) == []
+    check_cache(str(finished))
+
+
+def test_every_single_flipped_byte_is_found(copy: Path) -> None:
+    files = sorted(path for path in copy.iterdir() if path.is_file())
+    assert {path.name.split("-")[0] for path in files} == {
+        "train", "validation", "head", "manifest.json", "description.json",
+    }  # fmt: skip
+    rng = random.Random(0)
+    for path in files:
+        data = path.read_bytes()
+        every = range(len(data)) if path.name == "manifest.json" else rng.sample(range(len(data)), 60)
+        for position in every:
+            flipped = bytearray(data)
+            flipped[position] ^= 1 << rng.randrange(8)
+            path.write_bytes(flipped)
+            try:
+                cache = ReferenceCache(Place(str(copy)))
+                found = cache.verify()
+                if path.name == "description.json":
+                    with pytest.raises(ArtifactError, match=r"description.json is damaged"):
+                        cache.description()
+                else:
+                    assert list(found.damaged) == [path.name], f"byte {position} of {path.name}"
+                    with pytest.raises(ArtifactError, match=path.name):
+                        check_cache(str(copy))
+            finally:
+                path.write_bytes(data)
+
+
+@pytest.mark.parametrize("size", [0, 7, 100])
+def test_a_file_cut_short_or_gone_is_found(copy: Path, size: int) -> None:
+    path = next(copy.glob("train-00001-*"))
+    path.write_bytes(path.read_bytes()[:size])
+    assert list(ReferenceCache(Place(str(copy))).verify().damaged) == [path.name]
+    path.unlink()
+    assert ReferenceCache(Place(str(copy))).verify().damaged == {path.name: "is missing"}
+
+
+def test_only_what_is_damaged_is_removed_and_to_do(copy: Path) -> None:
+    path = next(copy.glob("train-00001-*"))
+    before = {other.name: other.stat().st_mtime_ns for other in copy.glob("*.safetensors")}
+    path.write_bytes(b"x" + path.read_bytes()[1:])
+    cache = ReferenceCache(Place(str(copy)))
+    cache.remove(cache.verify().damaged)
+    assert cache.manifest() is None
+    found = cache.verify()
+    assert found.damaged == {}
+    assert list(found.missing(pieces({"train": 7, "validation": 2}, 3, has_head=True))) == [Piece("train", 1)]
+    del before[path.name]
+    assert before == {other.name: other.stat().st_mtime_ns for other in copy.glob("*.safetensors")}
+
+
+def test_a_damaged_manifest_leaves_the_shards_in_use(copy: Path) -> None:
+    (copy / "manifest.json").write_text("{}")
+    cache = ReferenceCache(Place(str(copy)))
+    with pytest.raises(ArtifactError, match=r"manifest.json is damaged .* makes it anew from the shards"):
+        cache.manifest()
+    found = cache.verify()
+    assert list(found.missing(pieces({"train": 7, "validation": 2}, 3, has_head=True))) == []
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "description.json"])
+def test_another_version_is_refused_and_left_alone(copy: Path, name: str) -> None:
+    document = unseal((copy / name).read_bytes())
+    (copy / name).write_bytes(seal(document | {"format": "ra-dpo-reference-9"}))
+    cache = ReferenceCache(Place(str(copy)))
+    with pytest.raises(ArtifactError, match=r"of another version \('ra-dpo-reference-9', this one reads"):
+        cache.manifest() if name == "manifest.json" else cache.description()
+    assert len(list(copy.glob("*.safetensors"))) == 5
+
+
+def test_a_piece_is_committed_once(tmp_path: Path, make_model: Make) -> None:
+    cache = ReferenceCache(Place(str(tmp_path)))
+    pairs, options = random_pairs(4), ReferenceConfig(rows_per_shard=3)
+    assert cache.committed(Piece("train", 1)) is None
+    stored = write_piece(cache, Piece("train", 1), make_model(), pairs, options)
+    assert cache.committed(Piece("train", 1)) == stored
+    assert stored.name == f"train-00001-{stored.sha256[:16]}.safetensors"
+    (tmp_path / stored.name).write_bytes(b"torn")
+    assert cache.committed(Piece("train", 1)) is None
+
+
+class TestInspect:
+    def test_it_says_what_the_cache_is(self, finished: Path) -> None:
+        found = inspect(Place(str(finished)))
+        said = dict(found.rows)
+        assert found.sound
+        assert said["model"] == f"tiny (weights {'5' * 16})"
+        assert said["data"].startswith("random: train 7 pairs")
+        assert said["state"] == "finished"
+        assert said["files"].startswith("5 of 5 whole")
+        size = sum(path.stat().st_size for path in finished.glob("*.safetensors"))
+        assert f"{size:,} bytes" in said["files"]
+
+    def test_an_unfinished_pass(self, copy: Path) -> None:
+        (copy / "manifest.json").unlink()
+        next(copy.glob("head-*")).unlink()
+        found = inspect(Place(str(copy)))
+        assert not found.sound
+        assert dict(found.rows)["state"] == "unfinished"
+        assert dict(found.rows)["files"].startswith("4 of 5 whole")
+
+    def test_damage_is_listed(self, copy: Path) -> None:
+        path = next(copy.glob("validation-*"))
+        path.write_bytes(path.read_bytes()[:-1])
+        (copy / "manifest.json").write_text(json.dumps({"format": 1}))
+        assert set(inspect(Place(str(copy))).damaged) == {path.name, "manifest.json"}
+
+    def test_no_cache(self, tmp_path: Path) -> None:
+        with pytest.raises(ArtifactError, match="there is no reference cache in"):
+            inspect(Place(str(tmp_path)))
