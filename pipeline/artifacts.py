@@ -28,7 +28,9 @@ from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.digests import digest_file
+from pipeline.disk import existing, fsync, link_if_absent
 from pipeline.errors import ArtifactError
+from pipeline.refusals import explained
 
 MANIFEST = "manifest.json"
 
@@ -88,7 +90,7 @@ class Store:
                     self._staging_root.mkdir(parents=True, exist_ok=True)
                     self._sweep_staging()
             elif self._local:
-                _require_writable(_existing(Path(self._base)))
+                _require_writable(existing(Path(self._base)))
 
     def _at(self, *parts: str) -> str:
         return "/".join((self._base, *parts))
@@ -99,7 +101,7 @@ class Store:
 
     def free_bytes(self) -> int | None:
         """Free space where artefacts are written; None for a remote store."""
-        return shutil.disk_usage(_existing(Path(self._base))).free if self._local else None
+        return shutil.disk_usage(existing(Path(self._base))).free if self._local else None
 
     # -- artefacts -----------------------------------------------------------------------------------------
 
@@ -242,9 +244,9 @@ class Store:
             return
         (staging.path / MANIFEST).write_bytes(text)
         for path in (*files, staging.path / MANIFEST):
-            _fsync(path)
+            fsync(path)
         for inside in (staging.path, *(path for path in staging.path.rglob("*") if path.is_dir())):
-            _fsync(inside)
+            fsync(inside)
         final = Path(location)
         final.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -254,8 +256,8 @@ class Store:
                 return
             self._move_away(final)  # it lost its manifest, so it is no artefact
             self._rename(staging.path, final)
-        _fsync(final.parent)
-        _fsync(final.parent.parent)
+        fsync(final.parent)
+        fsync(final.parent.parent)
 
     @staticmethod
     def _rename(source: Path, target: Path) -> None:
@@ -282,7 +284,7 @@ class Store:
         with explained(f"storage {self.root!r} cannot be written"):
             self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
             if self._local:
-                return _link_if_absent(Path(path), data)
+                return _put_if_absent(Path(path), data)
             try:
                 self._fs.pipe_file(path, data, mode="create")
             except FileExistsError:
@@ -320,11 +322,6 @@ def _parse_manifest(data: bytes, location: str) -> Mapping[str, Any]:
     return manifest
 
 
-def _existing(path: Path) -> Path:
-    """``path``, or the nearest directory above it that is there."""
-    return next(place for place in (path, *path.parents) if place.exists())
-
-
 def _require_writable(place: Path) -> None:
     if not place.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
@@ -332,59 +329,10 @@ def _require_writable(place: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _link_if_absent(path: Path, data: bytes) -> bool:
-    """A hard link appears with its whole content, where an exclusive open could be left torn by a crash."""
+def _put_if_absent(path: Path, data: bytes) -> bool:
     temporary = Path(f"{path}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.write_bytes(data)
-        _fsync(temporary)
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
+        return link_if_absent(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _fsync(path.parent)
-    return True
-
-
-@contextlib.contextmanager
-def explained(what: str, within: Path | None = None) -> Iterator[None]:
-    """Turn the operating system's refusals into one message with a remedy.
-
-    Args:
-        within: explain only what concerns a path below this one; a full disk may also come without any path.
-    """
-    try:
-        yield
-    except Exception as error:
-        if _disk_is_full(error, within):
-            raise ArtifactError(
-                f"{what}: the disk is full; free some space or set --storage to another disk"
-            ) from error
-        if not isinstance(error, OSError) or (within is not None and not _concerns(error, within)):
-            raise
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise ArtifactError(f"{what}: {error.strerror}; set --storage to a directory you may write") from error
-        raise
-
-
-def _disk_is_full(error: BaseException, within: Path | None) -> bool:
-    """Whether a full disk is behind an error. Libraries and other processes wrap it in errors of their own, some
-    with nothing left of it but the system's sentence."""
-    if isinstance(error, OSError) and error.errno is not None:
-        if within is not None and error.filename is not None and not _concerns(error, within):
-            return False
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return os.strerror(errno.ENOSPC) in str(error)
-
-
-def _concerns(error: OSError, directory: Path) -> bool:
-    return isinstance(error.filename, str | os.PathLike) and Path(error.filename).is_relative_to(directory)
