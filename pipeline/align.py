@@ -236,8 +236,9 @@ class AlignmentRun:
     def _tokenise(self, context: StageContext) -> None:
         from pipeline.data.encode import check_sampling
         from pipeline.data.tokenise import tokenise
+        from pipeline.fitting import require_room
         from pipeline.models.load import context_tokens, load_tokenizer
-        from pipeline.survey import counts_of, require_room
+        from pipeline.survey import counts_of
 
         model = self._base.path(context)
         longest = context_tokens(model)

@@ -98,7 +98,8 @@ def _execute(run: AlignmentRun, store: Store, console: Console) -> dict[str, Art
 def _require_room(run: AlignmentRun, store: Store, have: Mapping[str, Artifact]) -> None:
     """Refuse a run that cannot fit. Without committed tokens only its models are judged here, and its reference at
     the end of the stage ``tokens``, which counts."""
-    from pipeline.survey import counts_of, model_directory, require_room
+    from pipeline.fitting import require_room
+    from pipeline.survey import counts_of, model_directory
 
     counts = counts_of(have["tokens"].path) if "tokens" in have else None
     model = model_directory(run.run.model, run.planned, store)

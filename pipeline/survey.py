@@ -1,4 +1,4 @@
-"""What can be known about data, model and disks before a run, without writing anything.
+"""What can be known about data and model before a run, without writing anything.
 
 Committed artefacts are asked first. Otherwise the source is read in this process and counted with the model's
 own tokenizer; where that is not possible yet, tokens are estimated from characters.
@@ -6,11 +6,8 @@ own tokenizer; where that is not possible yet, tokens are estimated from charact
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,13 +16,10 @@ from pipeline.config import BUILD_GPT_NEOX, MADE_BY_THE_JOB, REVIEWS, SMOLLM2, M
 from pipeline.counting import SourceRows, counted, estimated_counts, measured_ratio, read_source
 from pipeline.data.sources import is_local
 from pipeline.data.tables import read_table
-from pipeline.disk import existing
 from pipeline.errors import ArtifactError, ModelError
 from pipeline.graph import PlannedStage
-from pipeline.places import Place
-from pipeline.plan import ModelShape, TokenCounts, built_shape, cost, counts_from_stats
+from pipeline.plan import ModelShape, TokenCounts, built_shape, counts_from_stats
 from pipeline.records import SPLITS, PairRow, TextRow
-from pipeline.room import Room, refusal
 from pipeline.tiers import id_bytes
 
 CHARACTERS_PER_TOKEN = 3.3
@@ -192,59 +186,3 @@ def _committed(stage: str, planned: Mapping[str, PlannedStage], store: Store) ->
 def _committed_rows(data: Path) -> SourceRows:
     pairs = {name: read_table(data / f"{name}.parquet", PairRow) for name in SPLITS}
     return SourceRows(pairs, read_table(data / "sft.parquet", TextRow))
-
-
-# -- the disks ---------------------------------------------------------------------------------------------
-
-
-def find_room(run: RunConfig, storage: Path) -> Room:
-    """What is free where the run writes: at the storage and where its reference cache is kept.
-
-    Raises:
-        ArtifactError: when ``reference.root`` is a directory that cannot be written, or cannot be reached.
-    """
-    at = existing(storage)
-    free = shutil.disk_usage(at).free
-    if run.reference.root is None:
-        return Room(str(storage), free, str(storage / "references"), free, shared=True)
-    place = Place(run.reference.root)
-    if not place.is_local:
-        place.names()  # one that cannot be reached is found now, not after fine-tuning
-        return Room(str(storage), free, place.root, None, shared=False)
-    root = existing(Path(place.root))
-    problem = errno.ENOTDIR if not root.is_dir() else 0 if os.access(root, os.W_OK | os.X_OK) else errno.EACCES
-    if problem:
-        raise ArtifactError(
-            f"reference.root {place.root} cannot be written: {os.strerror(problem)}; "
-            "set --reference.root to a directory you may write"
-        )
-    shared = root.stat().st_dev == at.stat().st_dev
-    return Room(str(storage), free, place.root, place.free_bytes(), shared)
-
-
-def require_room(
-    run: RunConfig,
-    planned: Mapping[str, PlannedStage],
-    store: Store,
-    storage: Path,
-    counts: TokenCounts | None,
-    model: Path | None,
-    *,
-    reference_there_bytes: int = 0,
-) -> None:
-    """Refuse a run that cannot fit, before it spends anything.
-
-    Args:
-        counts: exact ones; None while there are none, and then only the models are judged.
-        model: directory of the base model, None while the job has still to build it.
-        reference_there_bytes: what is there already of the run's reference cache.
-
-    Raises:
-        ArtifactError: naming what is free, what is needed, and the tiers of the reference that would fit.
-    """
-    to_do = [name for name, item in planned.items() if not store.exists(name, item.key)]
-    shape = model_shape(run.model, model)
-    costs = cost(run, counts, shape, to_do, reference_there_bytes=reference_there_bytes)
-    problem = refusal(costs, run, find_room(run, storage))
-    if problem:
-        raise ArtifactError(problem)

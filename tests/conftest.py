@@ -6,7 +6,9 @@ More threads than cores only get in each other's way, and tests compare runs to 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,3 +54,22 @@ def built_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     size = BuildConfig(vocab_size=300, hidden_size=16, num_layers=2, num_heads=2, context_tokens=64)
     build_gpt_neox(size, ["A joy from start to end.", "Dull, long and loud."] * 20, directory)
     return directory
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a file system in memory with the given options, or skips the test where that is forbidden."""
+    mounted: list[Path] = []
+
+    def do(options: str) -> Path:
+        place = tmp_path / f"disk-{len(mounted)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(place)]
+        if os.geteuid() or shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting a file system needs root and the right to mount")
+        mounted.append(place)
+        return place
+
+    yield do
+    for place in mounted:
+        subprocess.run(["umount", str(place)], check=True)

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_a_new_storage_is_described_quickly_and_not_made(tmp_path: Path) -> None
     seconds = time.perf_counter() - began
     assert (ran.returncode, ran.stderr) == (0, "")
     assert list(tmp_path.iterdir()) == []
-    # A second or two on an idle machine.
+    # Ten on an idle machine, most of them for importing torch and transformers.
     assert seconds < 20
 
     shown_yaml = ran.stdout.partition("\nstage ")[0]
@@ -72,8 +73,16 @@ def test_a_new_storage_is_described_quickly_and_not_made(tmp_path: Path) -> None
     assert "10 of 10 stages to do" in ran.stdout
     assert cells(ran.stdout, "preference pairs")[1].startswith("about train 1,500, validation 200, test 7")
     assert "characters / 3.3" in cells(ran.stdout, "preference pairs")[2]
-    assert cells(ran.stdout, "reference cache, hidden")[2] == "this run's tier"
-    assert cells(ran.stdout, "reference cache, scalar")[1:] == ["about 13.6 kB", "the other tier"]
+    assert cells(ran.stdout, "reference cache")[1:] == ["bytes", "serves ra_dpo2 with cvar", "chosen by"]
+    assert cells(ran.stdout, "hidden")[2:] == ["yes", "this run"]
+    assert cells(ran.stdout, "hidden, 8bit")[2:] == ["yes", "--reference.hidden_rows 8bit"]
+    assert cells(ran.stdout, "topk, 64 tokens a position")[2:] == ["yes", "--reference.tier topk"]
+    assert cells(ran.stdout, "scalar")[2:] == ["no", "-"]
+    assert cells(ran.stdout, "tokens to compute")[1] == "about 134,148"
+    speed = cells(ran.stdout, "tokens per second")
+    assert re.fullmatch(r"about [\d,]+ an actor", speed[1])
+    assert re.fullmatch(r"measured now on [\d,]+ tokens with 1 thread\(s\)", speed[2])
+    assert re.fullmatch(r"about [\d.]+ (s|min).*", cells(ran.stdout, "time to compute")[1])
     assert cells(ran.stdout, "model parameters")[1] == "about 1,317,632"
     assert cells(ran.stdout, "alignment steps")[1] == "about 188"
     assert cells(ran.stdout, "samples")[1:] == ["about 640", "2 models x 80 prompts x 4 seeds"]
@@ -81,13 +90,13 @@ def test_a_new_storage_is_described_quickly_and_not_made(tmp_path: Path) -> None
     assert "\x1b" not in ran.stdout
 
 
-def test_neither_ray_nor_torch_is_imported_for_the_default_run(tmp_path: Path) -> None:
+def test_ray_is_not_imported_for_the_default_run(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from pipeline.cli import parse_job\n"
         "from pipeline.job import align\n"
         f"align(parse_job('align', 'Align.', ['--dry-run', '--storage', {str(tmp_path / 'none')!r}]))\n"
-        "print([name for name in ('ray', 'torch', 'transformers', 'deepspeed') if name in sys.modules])\n"
+        "print([name for name in ('ray', 'deepspeed') if name in sys.modules])\n"
     )
     ran = subprocess.run(
         [sys.executable, "-c", program],
@@ -134,7 +143,13 @@ def test_committed_stages_are_shown_done_and_their_numbers_are_exact(tmp_path: P
     assert cells(ran.stdout, "preference pairs")[1:] == [pairs, "from the committed tokens"]
     assert cells(ran.stdout, "fine-tuning texts")[1] == f"{stats['sft']['rows']:,}"
     assert cells(ran.stdout, "tokens in texts")[1] == f"{sum(stats['sft']['tokens'].values()):,}"
-    assert cells(ran.stdout, "reference cache, scalar")[1] == "480 B"
+    # The model is built now, so that it is measured itself.
+    assert cells(ran.stdout, "tokens per second")[2].startswith("measured now on ")
+    computed = sum(sum(stats["tokens"][name].values()) for name in ("train", "validation"))
+    assert cells(ran.stdout, "tokens to compute")[1] == f"{computed:,}"
+    for tier in ("hidden", "hidden, 8bit", "topk, 64 tokens a position", "scalar"):
+        assert re.fullmatch(r"[\d.]+ [kM]B", cells(ran.stdout, tier)[1])
+        assert cells(counted.getvalue(), tier)[1] == cells(ran.stdout, tier)[1]
     assert cells(ran.stdout, "one checkpoint")[2] == "2 to write"
     for row in ("preference pairs", "fine-tuning texts", "tokens in pairs", "tokens in texts", "samples"):
         assert cells(counted.getvalue(), row)[1] == cells(ran.stdout, row)[1]
@@ -156,7 +171,8 @@ def test_a_damaged_artefact_is_to_do_again(tmp_path: Path) -> None:
 def test_a_run_that_cannot_fit_is_described_and_then_refused(tmp_path: Path) -> None:
     ran = dry_run(tmp_path / "none", "--model.build.hidden_size", "4000000")
     assert ran.returncode == 1
-    assert "reference cache, hidden" in ran.stdout
+    assert cells(ran.stdout, "hidden")[1].endswith(" TB")
+    assert "not measured: the model's " in cells(ran.stdout, "tokens per second")[2]
     assert re.match(r"error: storage \S+ has [\d,.]+ [kMGT]?B free, but the run would write about 9\.2 PB", ran.stderr)
     assert "--storage to another disk" in ran.stderr
     assert list(tmp_path.iterdir()) == []
@@ -180,3 +196,48 @@ def test_bad_input_is_refused_as_by_the_run_itself(
     assert message in ran.stderr
     assert "Traceback" not in ran.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reference_that_cannot_fit_is_refused_with_the_tiers_that_can(
+    tmp_path: Path, small_disk: Callable[[str], Path]
+) -> None:
+    """The default run's hidden states are 62 MB, in 8 bits 18 MB; ``reference.root`` is a disk of 30 MB."""
+    root = small_disk("size=30m")
+    arguments = ("--recipe", "reviews", "--reference.root", str(root / "caches"))
+    ran = dry_run(tmp_path / "none", *arguments)
+    assert ran.returncode == 1
+    assert cells(ran.stdout, "free at reference.root")[1] == "31.5 MB"
+    said = f"error: reference.root {root}/caches has 31.5 MB free, but the run would write about 62.6 MB"
+    assert ran.stderr.startswith(said)
+    assert "choose a tier that fits: `--reference.hidden_rows 8bit` (needs about 17.6 MB)" in ran.stderr
+    assert "--reference.tier scalar" not in ran.stderr
+    fits = dry_run(tmp_path / "none", *arguments, "--reference.hidden_rows", "8bit")
+    assert (fits.returncode, fits.stderr) == (0, "")
+    assert cells(fits.stdout, "hidden, 8bit")[2:] == ["yes", "this run"]
+    assert list(root.iterdir()) == []
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_mass_bounds_and_a_remote_place_is_not_judged(tmp_path: Path) -> None:
+    shown = io.StringIO()
+    options = {
+        "reference.tier": "topk",
+        "reference.top_mass": 0.9,
+        "reference.root": "memory://caches",
+        "cluster.gpus_per_actor": 1,
+    }
+    run = resolve(load_recipe("reviews"), SMALL | options)
+    describe(run, AlignmentRun("reviews", run, tmp_path / "runs").planned, tmp_path / "runs", shown)
+    assert cells(shown.getvalue(), "topk, at most 64 tokens a position")[1].startswith("at most ")
+    assert cells(shown.getvalue(), "still to write")[1].startswith("at most ")
+    assert cells(shown.getvalue(), "free at reference.root")[1:] == [
+        "unknown",
+        "not on a disk of this machine, so nothing is refused for it",
+    ]
+    import torch
+
+    if not torch.cuda.is_available():
+        assert cells(shown.getvalue(), "tokens per second")[1:] == [
+            "unknown",
+            "not measured: the actors run on GPUs",
+        ]

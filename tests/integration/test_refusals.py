@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,21 +166,49 @@ def test_no_network_for_a_hub_id(recipe: Path, tmp_path: Path, monkeypatch: pyte
     refused(output, code, ["someone/some-data"])
 
 
-def test_a_full_disk(recipe: Path, tmp_path: Path) -> None:
-    """A small tmpfs as storage: the job ends with one message and leaves nothing half-written."""
-    mount = shutil.which("mount")
-    storage = tmp_path / "small"
-    storage.mkdir()
-    import subprocess
+def test_models_that_cannot_fit(recipe: Path, small_disk: Callable[[str], Path]) -> None:
+    """Three models of 180 kB on a disk of 200 kB: the job ends before it reads anything or starts Ray."""
+    storage = small_disk("size=200k")
+    code, output = job.run(["--recipe", str(recipe), "--storage", str(storage)])
+    refused(output, code, ["kB free", "the run would write", "set --storage to another disk"])
+    assert "tier" not in output
+    assert "data  started" not in output
+    assert not list(storage.glob("artifacts/*"))
 
-    done = subprocess.run(
-        [mount or "mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(storage)], capture_output=True, check=False
-    )
-    if done.returncode:
-        pytest.skip("a tmpfs cannot be mounted here (it needs root)")
+
+def test_a_reference_that_cannot_fit(recipe: Path, small_disk: Callable[[str], Path]) -> None:
+    """Models and tokens fit, the hidden states do not: refused once they are counted, before fine-tuning spends
+    anything; what the message names is accepted."""
+    disk = small_disk("size=1000k")
+    arguments = ["--recipe", str(recipe), "--storage", str(disk), "--risk.measure", "mean"]
+    code, output = job.run(arguments)
+    refused(output, code, [f"storage {disk} has", "reference cache", "--data.max_train_pairs"])
+    assert "base  " in output
+    assert "sft" not in output
+    assert not list(disk.glob("staging/*"))
+    flags = output.partition("fits: `")[2].partition("`")[0].split()
+    assert flags[:1] == ["--reference.hidden_rows"]
+    code, output = job.run([*arguments, *flags, "--dry-run"])
+    assert code == 0, output
+    assert "this run" in output
+
+
+def test_a_full_disk(recipe: Path, tmp_path: Path, small_disk: Callable[[str], Path]) -> None:
+    """Others fill the disk while the job runs: it ends with one message and leaves nothing half-written."""
+    storage, log = small_disk("size=8m"), tmp_path / "log"
+    process = job.start(["--recipe", str(recipe), "--storage", str(storage)], log)
     try:
-        code, output = job.run(["--recipe", str(recipe), "--storage", str(storage)])
-        refused(output, code, ["disk is full", "--storage"])
-        assert not list(storage.glob("staging/*"))
+        deadline = time.monotonic() + 120
+        while "> sft  started" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        with contextlib.suppress(OSError):  # the job may take the last bytes first
+            (storage / "filler").write_bytes(bytes(shutil.disk_usage(storage).free))
+        code = process.wait(timeout=200)
     finally:
-        subprocess.run(["umount", str(storage)], check=True)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    refused(log.read_text(), code, ["disk is full", "--storage"])
+    assert not list(storage.glob("staging/*"))

@@ -14,11 +14,11 @@ from pipeline.plan import (
     align_steps,
     built_shape,
     bytes_text,
+    cache_shape,
     cost,
     counts_from_stats,
     dtype_bytes,
-    reference_bytes,
-    refusal,
+    model_dtype,
     sft_steps,
 )
 
@@ -30,6 +30,7 @@ COUNTS = TokenCounts(
     texts=21,
     text_tokens=210,
     prompts=5,
+    id_bytes={"train": 330, "validation": 40, "test": 70},
     exact=True,
     basis="by hand",
 )
@@ -41,7 +42,7 @@ def run_with(**sections: Any) -> RunConfig:
 
 
 def test_a_run_by_hand() -> None:
-    """33 + 4 pairs of 2 x 4 bytes are 296; 340 response tokens and 50 head rows of 8 float32 are 12,480 more.
+    """The reference pass covers 37 pairs with 110 prompt and 340 response tokens.
 
     33 pairs in batches of 16 are 3 steps, twice; 55 tokens at 10 a text and 4 texts a step are 2 steps (1.4 up);
     5 prompts (of 80 wanted) with 4 seeds are 20 samples.
@@ -49,33 +50,71 @@ def test_a_run_by_hand() -> None:
     run = run_with(train={"epochs": 2}, sft={"tokens": 55, "batch_size": 4})
     costs = cost(run, COUNTS, MODEL, ALL_STAGES)
     assert costs.work is not None
-    assert costs.work.reference_bytes == {"hidden": 12_776, "scalar": 296}
+    assert costs.work.reference_tokens == 110 + 340
     assert (costs.work.align_steps, costs.work.sft_steps, costs.work.samples_per_model) == (6, 2, 20)
     assert not costs.work.sft_steps_exact
     assert costs.checkpoint_bytes == 4_000
     assert (costs.checkpoints_to_write, costs.models_to_write_bytes) == (3, 12_000)
-    assert costs.to_write_bytes == 12_000 + 12_776
+    assert costs.reference_to_write_bytes == costs.work.reference_bytes["hidden"]
+    assert costs.to_write_bytes == 12_000 + costs.reference_to_write_bytes
     assert costs.exact
+
+
+def test_the_cache_follows_from_the_splits_of_the_reference_pass() -> None:
+    run = run_with(reference={"rows_per_shard": 10})
+    shape = cache_shape(run, COUNTS, MODEL)
+    assert (shape.pairs, shape.files, shape.id_bytes, shape.positions) == (37, 4 + 1, 370, 340)
+    assert (shape.hidden_size, shape.vocab_size, shape.number_bytes) == (8, 50, 4)
+    more = dataclasses.replace(
+        COUNTS, **{name: getattr(COUNTS, name) | {"test": 999} for name in ("pairs", "id_bytes")}
+    )
+    assert cache_shape(run, more, MODEL) == shape
 
 
 def test_committed_stages_cost_nothing_more() -> None:
     run = run_with(sft={"steps": 3})
     assert cost(run, COUNTS, MODEL, ()).to_write_bytes == 0
     assert cost(run, COUNTS, MODEL, ("align", "evaluate", "report")).to_write_bytes == 4_000
-    assert cost(run, COUNTS, MODEL, ("reference",)).to_write_bytes == 12_776
-    assert cost(run, COUNTS, MODEL, ("reference",)).work == cost(run, COUNTS, MODEL, ()).work
+    reference = cost(run, COUNTS, MODEL, ("reference",))
+    assert reference.work is not None
+    assert reference.to_write_bytes == reference.work.reference_bytes["hidden"] > 0
+    assert reference.work == cost(run, COUNTS, MODEL, ()).work
 
 
-def test_numbers_take_the_bytes_of_the_device_they_are_computed_on() -> None:
-    assert [dtype_bytes("auto", on_gpu) for on_gpu in (False, True)] == [4, 2]
-    assert [dtype_bytes("bfloat16", on_gpu) for on_gpu in (False, True)] == [2, 2]
-    assert [dtype_bytes("float32", on_gpu) for on_gpu in (False, True)] == [4, 4]
-    costs = cost(run_with(cluster={"gpus_per_worker": 1}), COUNTS, MODEL, ALL_STAGES)
+def test_what_is_there_of_a_cache_is_not_written_again() -> None:
+    run = run_with()
+    whole = cost(run, COUNTS, MODEL, ("reference",))
+    half = cost(run, COUNTS, MODEL, ("reference",), reference_there_bytes=1_000)
+    assert half.reference_to_write_bytes == whole.reference_to_write_bytes - 1_000
+    assert half.reference_to_write_least_bytes == whole.reference_to_write_least_bytes - 1_000
+    assert half.work == whole.work
+    assert cost(run, COUNTS, MODEL, ("reference",), reference_there_bytes=10**9).to_write_bytes == 0
+
+
+def test_a_mass_bounds_the_cache_from_above() -> None:
+    costs = cost(run_with(reference={"tier": "topk", "top_mass": 0.9, "top_k": 10}), COUNTS, MODEL, ("reference",))
+    # Nine entries of 8 bytes fewer at each of the 340 positions.
+    assert costs.reference_to_write_bytes - costs.reference_to_write_least_bytes == 340 * 9 * 8
+    fixed = cost(run_with(reference={"tier": "topk", "top_k": 10}), COUNTS, MODEL, ("reference",))
+    assert fixed.reference_to_write_bytes == fixed.reference_to_write_least_bytes == costs.reference_to_write_bytes
+
+
+@pytest.mark.parametrize("kind", ["gpus_per_worker", "gpus_per_actor"])
+def test_one_dtype_for_all_processes_of_a_run(kind: str) -> None:
+    on_gpu = {kind: 1}
+    assert [model_dtype(run_with()), model_dtype(run_with(cluster=on_gpu))] == ["float32", "bfloat16"]
+    for name, size in (("float32", 4), ("bfloat16", 2)):
+        run = run_with(cluster=on_gpu, model={"path": "model", "dtype": name})
+        assert (model_dtype(run), dtype_bytes(run)) == (name, size)
+    costs = cost(run_with(cluster=on_gpu), COUNTS, MODEL, ALL_STAGES)
     assert costs.checkpoint_bytes == 2_000
-    assert costs.work is not None
-    assert costs.work.reference_bytes["hidden"] == 12_776
     # A model that is built is always saved in float32.
     assert costs.models_to_write_bytes == 4_000 + 2 * 2_000
+    assert costs.work is not None
+    wide = cost(run_with(), COUNTS, MODEL, ALL_STAGES).work
+    assert wide is not None
+    assert wide.reference_bytes["hidden"] - costs.work.reference_bytes["hidden"] == (340 + 50) * 8 * 2
+    assert wide.reference_bytes["topk"] == costs.work.reference_bytes["topk"]
 
 
 def test_steps_stop_at_the_budget() -> None:
@@ -104,7 +143,7 @@ def test_the_stats_of_the_tokens_are_read_whole() -> None:
         "sft": {"rows": 4, "tokens": {"prompt": 5, "response": 50}},
         "prompts": 1,
     }
-    counts = counts_from_stats(stats)
+    counts = counts_from_stats(stats, {"train": 1, "validation": 2, "test": 3})
     assert counts.pairs == stats["rows"]
     assert counts.prompt_tokens == {"train": 1, "validation": 2, "test": 3}
     assert counts.response_tokens == {"train": 110, "validation": 220, "test": 330}
@@ -139,61 +178,10 @@ def test_the_formula_of_the_built_model_counts_its_parameters(build: BuildConfig
     assert (shape.hidden_size, shape.vocab_size) == (build.hidden_size, build.vocab_size)
 
 
-positive = st.integers(1, 10**6)
-
-
-@given(positive, positive, positive, positive, st.sampled_from([2, 4]))
-def test_hidden_states_never_take_less_than_scalars(
-    pairs: int, extra_tokens: int, hidden_size: int, vocab_size: int, state_bytes: int
-) -> None:
-    counts = dataclasses.replace(
-        COUNTS,
-        pairs={"train": pairs, "validation": 1, "test": 5},
-        response_tokens={"train": 2 * pairs + extra_tokens, "validation": 2, "test": 9},
-    )
-    model = dataclasses.replace(MODEL, hidden_size=hidden_size, vocab_size=vocab_size)
-    scalar = reference_bytes("scalar", counts, model, state_bytes)
-    assert scalar == 8 * (pairs + 1)
-    assert reference_bytes("hidden", counts, model, state_bytes) > scalar
-    # The test split is never precomputed.
-    more = dataclasses.replace(
-        counts, pairs=counts.pairs | {"test": 99}, response_tokens=counts.response_tokens | {"test": 999}
-    )
-    assert reference_bytes("hidden", more, model, state_bytes) == reference_bytes("hidden", counts, model, state_bytes)
-
-
 @given(st.lists(st.sampled_from(ALL_STAGES), unique=True), st.sampled_from(ALL_STAGES))
 def test_a_stage_more_to_do_never_costs_less(to_do: list[str], more: str) -> None:
     before = cost(run_with(), COUNTS, MODEL, to_do)
     assert cost(run_with(), COUNTS, MODEL, [*to_do, more]).to_write_bytes >= before.to_write_bytes
-
-
-def test_only_what_clearly_does_not_fit_is_refused() -> None:
-    run = run_with()
-    exact = cost(run, COUNTS, MODEL, ALL_STAGES)
-    needed = exact.to_write_bytes
-    assert refusal(exact, run, needed, "/runs") is None
-    message = refusal(exact, run, needed - 1, "/runs")
-    assert message is not None
-    assert message.startswith("storage /runs has 24.8 kB free, but the run would write 24.8 kB")
-    estimate = cost(run, dataclasses.replace(COUNTS, exact=False), MODEL, ALL_STAGES)
-    assert refusal(estimate, run, needed - 1, "/runs") is None
-    refused = refusal(estimate, run, needed // 2, "/runs")
-    assert refused is not None
-    assert "would write about 24.8 kB" in refused
-
-
-def test_a_refusal_names_what_helps() -> None:
-    run = run_with()
-    message = refusal(cost(run, COUNTS, MODEL, ALL_STAGES), run, 100, "/runs") or ""
-    for remedy in ("free some space", "--storage", "--data.max_train_pairs", "--reference.tier scalar"):
-        assert remedy in message
-    # Where the models alone are too large, a smaller reference would not help.
-    models = refusal(cost(run, COUNTS, MODEL, ("align",)), run, 100, "/runs") or ""
-    assert "max_train_pairs" not in models
-    assert "tier" not in models
-    dpo = run_with(loss={"method": "dpo"}, reference={"tier": "scalar"})
-    assert "tier" not in (refusal(cost(dpo, COUNTS, MODEL, ("reference",)), dpo, 100, "/runs") or "")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from pipeline import survey
 from pipeline.align import AlignmentRun
@@ -18,7 +20,7 @@ from pipeline.data.tokenise import tokenise
 from pipeline.errors import ConfigError, DataError, ModelError
 from pipeline.models.build import build_gpt_neox
 from pipeline.models.load import load_tokenizer
-from pipeline.plan import TokenCounts, counts_from_stats
+from pipeline.plan import TokenCounts
 
 BUILD = BuildConfig(vocab_size=300, hidden_size=16, num_layers=1, num_heads=2, context_tokens=64)
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -61,13 +63,13 @@ def through_the_stages(data: DataConfig, model: Path, tmp_path: Path) -> TokenCo
         (tmp_path / name).mkdir()
     prepare(data, tmp_path / "data")
     tokenise(data, tmp_path / "data", load_tokenizer(model), 64, tmp_path / "tokens")
-    return counts_from_stats(json.loads((tmp_path / "tokens" / "stats.json").read_text()))
+    return survey.counts_of(tmp_path / "tokens")
 
 
 def same_numbers(left: TokenCounts, right: TokenCounts) -> bool:
     def numbers(counts: TokenCounts) -> tuple[Any, ...]:
         lengths = (counts.pairs, counts.prompt_tokens, counts.response_tokens)
-        return (*lengths, counts.texts, counts.text_tokens, counts.prompts)
+        return (*lengths, counts.texts, counts.text_tokens, counts.prompts, counts.id_bytes)
 
     return numbers(left) == numbers(right)
 
@@ -209,7 +211,10 @@ def test_the_shape_of_a_model_is_read_from_its_files(model: Path, tmp_path: Path
         shape = survey.model_shape(ModelConfig(path=path), model)
         assert (shape.parameters, shape.hidden_size, shape.vocab_size) == (32 * vocabulary + 3_312, 16, vocabulary)
         assert shape.exact
+        assert not shape.head_bias
     (tmp_path / "config.json").write_text((model / "config.json").read_text())
+    save_file({"lm_head.bias": np.zeros(300, np.float32)}, tmp_path / "model.safetensors")
+    assert survey.model_shape(ModelConfig(path=str(tmp_path)), tmp_path).head_bias
     (tmp_path / "model.safetensors").write_bytes(b"no header")
     with pytest.raises(ModelError, match="is no safetensors file"):
         survey.model_shape(ModelConfig(path=str(tmp_path)), tmp_path)
