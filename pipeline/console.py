@@ -250,6 +250,7 @@ def _switch_off_bars() -> None:
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ["TQDM_DISABLE"] = "1"  # bars without a switch of their own, as transformers has for GGUF files
     # The variables are read on import; a library that is there already must be told.
     if (datasets := sys.modules.get("datasets")) is not None:
         datasets.disable_progress_bars()
