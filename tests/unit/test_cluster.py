@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import os
 import pickle
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import cluster
-from pipeline.cluster import default_storage, map_over_actors, ray_errors, shortage
+from pipeline.cluster import default_storage, places, ray_errors, shortage
 from pipeline.config import ClusterConfig
-from pipeline.errors import ClusterError, DataError, ModelError
+from pipeline.errors import ClusterError, DataError
 
 CPU2 = {"CPU": 2.0}
 GPU1 = {"CPU": 8.0, "GPU": 1.0}
@@ -83,6 +81,23 @@ class TestShortage:
             placed += 1
         actor_fits = any(node["CPU"] >= 1 for node in nodes)
         assert (lacks(config, nodes) is None) == (placed == num_workers and actor_fits)
+
+
+class TestPlaces:
+    @pytest.mark.parametrize(
+        ("nodes", "needs", "expected"),
+        [
+            ([CPU2], {"CPU": 1, "GPU": 0}, 2),
+            ([CPU2, CPU2], {"CPU": 2}, 2),
+            ([{"CPU": 3.0}, {"CPU": 1.0}], {"CPU": 2}, 1),
+            ([GPU1, CPU2], {"CPU": 1, "GPU": 0.25}, 4),
+            ([{"GPU": 1.0}], {"CPU": 1}, 0),
+            ([{"GPU": 1.0}], {"CPU": 0, "GPU": 0.1}, 10),
+            ([], {"CPU": 1}, 0),
+        ],
+    )
+    def test_counted_node_by_node(self, nodes: list[Any], needs: dict[str, float], expected: int) -> None:
+        assert places(nodes, needs) == expected
 
 
 class TestAddresses:
@@ -184,66 +199,3 @@ class TestErrors:
 
     def test_errors_survive_a_process_border(self) -> None:
         assert str(pickle.loads(pickle.dumps(ClusterError("no room")))) == "no room"
-
-
-class Worker:
-    """Hosted by actors in the tests below."""
-
-    def __init__(self, offset: int) -> None:
-        if offset < 0:
-            raise ModelError("a negative offset")
-        self.offset = offset
-
-    def add(self, number: int) -> int:
-        return self.offset + number
-
-    def refuse(self) -> None:
-        raise DataError("row 3 is empty")
-
-    def die(self) -> None:
-        os._exit(1)
-
-
-@pytest.fixture(scope="module")
-def small_ray() -> Iterator[None]:
-    """A Ray of its own with two CPUs."""
-    import ray
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-
-
-@pytest.mark.usefixtures("small_ray")
-class TestActors:
-    def test_results_come_in_the_order_of_the_calls(self) -> None:
-        seen: list[int] = []
-        calls = [("add", (number,)) for number in range(7)]
-        assert map_over_actors(Worker, (10,), ClusterConfig(), calls, seen.append) == list(range(10, 17))
-        assert sorted(seen) == list(range(10, 17))
-        assert map_over_actors(Worker, (10,), ClusterConfig(), [], seen.append) == []
-
-    def test_two_maps_on_one_small_cluster_both_end(self) -> None:
-        results: list[list[int]] = []
-
-        def run() -> None:
-            results.append(map_over_actors(Worker, (0,), ClusterConfig(), [("add", (1,))] * 8, lambda result: None))
-
-        threads = [threading.Thread(target=run, daemon=True) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        assert results == [[1] * 8] * 3
-
-    @pytest.mark.parametrize(
-        ("offset", "method", "error", "message"),
-        [
-            (-1, "refuse", ModelError, "^a negative offset$"),
-            (0, "refuse", DataError, "^row 3 is empty$"),
-            (0, "die", ClusterError, "a worker process died: .*run the same command again"),
-        ],
-    )
-    def test_a_failure_keeps_its_message(self, offset: int, method: str, error: type[Exception], message: str) -> None:
-        with pytest.raises(error, match=message):
-            map_over_actors(Worker, (offset,), ClusterConfig(), [(method, ())], lambda result: None)
