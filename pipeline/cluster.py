@@ -30,9 +30,12 @@ def default_storage() -> str:
 
 
 @contextlib.contextmanager
-def connected(config: ClusterConfig, storage: Path) -> Iterator[str]:
+def connected(config: ClusterConfig, storage: Path, reference_threads: int = 1) -> Iterator[str]:
     """Join the configured cluster, or one that ``ray start`` made on this machine, or start a local one; yields a
     line that says which. Checks resources, and that every node sees the storage.
+
+    Args:
+        reference_threads: CPUs of an actor that hosts the reference (``reference.threads``).
 
     Raises:
         ClusterError: when the address is dead, the resources do not suffice, or a node does not see the storage.
@@ -81,7 +84,7 @@ def connected(config: ClusterConfig, storage: Path) -> Iterator[str]:
             raise ClusterError(f"cannot start Ray on this machine: {_first_line(error)}") from error
         described = "started Ray on this machine"
     try:
-        _await_resources(config)
+        _await_resources(config, reference_threads)
         _check_storage(storage)
         cpus = ray.cluster_resources().get("CPU", 0)
         gpus = ray.cluster_resources().get("GPU", 0)
@@ -154,9 +157,9 @@ def _refuse_busy_port(port: int) -> None:
             ) from error
 
 
-def _await_resources(config: ClusterConfig) -> None:
+def _await_resources(config: ClusterConfig, reference_threads: int) -> None:
     needs = {"CPU": config.num_workers * config.cpus_per_worker, "GPU": config.num_workers * config.gpus_per_worker}
-    actor = {"CPU": config.cpus_per_actor, "GPU": config.gpus_per_actor}
+    actor = {"CPU": max(config.cpus_per_actor, reference_threads), "GPU": config.gpus_per_actor}
     deadline = time.monotonic() + config.resource_wait_s
     requested = False
     while True:
@@ -208,7 +211,10 @@ def shortage(
             f"the cluster of {len(nodes)} node(s) has {amounts(have) or 'none'} and room for {room}"
         )
     if not places(nodes, actor):
-        return f"no node has the {amounts(actor)} of cluster.cpus_per_actor and cluster.gpus_per_actor"
+        return (
+            f"no node has the {amounts(actor)} of an actor (cluster.cpus_per_actor and reference.threads, "
+            "cluster.gpus_per_actor)"
+        )
     return None
 
 

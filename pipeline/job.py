@@ -90,7 +90,7 @@ def _execute(run: AlignmentRun, store: Store, console: Console) -> dict[str, Art
         return have
     from pipeline.cluster import connected
 
-    with connected(run.run.cluster, run.storage) as described:
+    with connected(run.run.cluster, run.storage, run.run.reference.threads) as described:
         console.line(described)
         return execute(run.planned, store, console, have)
 

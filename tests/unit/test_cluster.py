@@ -52,7 +52,7 @@ class TestShortage:
             ({"gpus_per_worker": 1}, [CPU2], r"1 CPU\(s\) and 1 GPU\(s\) each .* room for 0"),
             ({"gpus_per_worker": 1}, [GPU1, CPU2], "room for 1"),
             ({}, [], r"0 node\(s\) has none"),
-            ({"cpus_per_actor": 4}, [CPU2, CPU2], r"no node has the 4 CPU\(s\)"),
+            ({"cpus_per_actor": 4}, [CPU2, CPU2], r"no node has the 4 CPU\(s\) of an actor"),
             ({"gpus_per_actor": 1}, [CPU2, {"GPU": 1.0}], "no node has"),
         ],
     )
