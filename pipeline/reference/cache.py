@@ -180,10 +180,12 @@ class ReferenceCache:
             self.place.remove(name)
 
     def commit(self, piece: Piece, local: Path) -> StoredFile:
-        """Move a finished local file in, under the name of its content; it appears at once or not at all."""
+        """Move a finished local file in, under the name of its content; it appears at once or not at all. A file that
+        is there already stays untouched (an actor of a killed job may finish its shard late)."""
         digest = digest_file(local)
         stored = StoredFile(f"{piece.stem}-{digest[:16]}.safetensors", local.stat().st_size, digest)
-        self.place.publish(local, stored.name)
+        if self.committed(piece) != stored:
+            self.place.publish(local, stored.name)
         return stored
 
     def committed(self, piece: Piece) -> StoredFile | None:

@@ -1,0 +1,64 @@
+"""The reference pass by real Ray actors: resumed, shared, repaired; only what is missing is computed."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import passes
+
+PAIRS = 160
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, built_model: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Options of a pass, and what it wrote with one actor."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    options = passes.prepare(root, built_model, PAIRS, hidden=128)
+    assert passes.run(options | {"max_actors": 1}, root)[:2] == ["done", str(PAIRS // 2 + PAIRS // 20 + 1)]
+    return options, passes.contents(options)
+
+
+def elsewhere(undisturbed: tuple[dict[str, Any], Any], folder: Path) -> dict[str, Any]:
+    return undisturbed[0] | {"root": str(folder / "references"), "storage": str(folder)}
+
+
+def test_kills_of_actors_and_driver_change_no_byte(undisturbed: Any, tmp_path: Path) -> None:
+    options = elsewhere(undisturbed, tmp_path)
+    counted = passes.survive(options, tmp_path, kills=4, seed=1)
+    assert counted["driver"] == counted["actor"] == 2
+    assert counted["seen before a kill"] > 3
+    assert passes.contents(options) == undisturbed[1]
+
+
+def test_of_two_jobs_one_computes_and_the_other_waits(undisturbed: Any, tmp_path: Path) -> None:
+    options = elsewhere(undisturbed, tmp_path)
+    first = passes.start(options | {"max_actors": 1}, tmp_path)
+    second = passes.start(options | {"max_actors": 1}, tmp_path)
+    outputs = [passes.finish(first), passes.finish(second)]
+    computed = sorted(int(output.splitlines()[-1].split()[1]) for output in outputs)
+    assert computed == [0, len(passes.committed(options))]
+    assert sum("another job computes this reference" in output for output in outputs) == 1
+    assert passes.contents(options) == undisturbed[1]
+
+
+def test_only_what_is_damaged_is_computed_again(undisturbed: Any) -> None:
+    options, expected = undisturbed
+    [cache] = (path for path in Path(options["root"]).iterdir() if path.is_dir())
+    before = passes.committed(options)
+    flipped, short = sorted(cache.glob("train-*"))[3:5]
+    data = bytearray(flipped.read_bytes())
+    data[random.Random(0).randrange(len(data))] ^= 1
+    flipped.write_bytes(data)
+    short.write_bytes(short.read_bytes()[:-7])
+    output = passes.finish(passes.start(options, cache.parent.parent))
+    assert output.splitlines()[-1].split()[:2] == ["done", "2"]
+    assert flipped.name in output
+    assert passes.contents(options) == expected
+    after = passes.committed(options)
+    assert {name for name in before if before[name] != after[name]} == {flipped.name, short.name}
