@@ -1,7 +1,8 @@
 """Content-addressed artefacts: staged, committed with the manifest last, verified when opened.
 
 An artefact is a directory ``artifacts/<stage>/<key>/`` of files and a ``manifest.json`` that lists every file
-with size and sha256. It exists if and only if its manifest does, so it appears at once or not at all.
+with size and sha256 and carries a digest of itself. It exists if and only if its manifest does, so it appears at
+once or not at all.
 
 The store is one small interface over fsspec, whose file systems reach local disks and object stores alike:
 stage, commit, open and verify, list, put-if-absent, compare-and-swap. On a local disk a commit is one rename.
@@ -12,7 +13,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
-import json
 import os
 import shutil
 import tempfile
@@ -27,7 +27,7 @@ import fsspec
 from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.digests import digest_file
+from pipeline.digests import digest_file, seal, unseal
 from pipeline.disk import existing, fsync, link_if_absent
 from pipeline.errors import ArtifactError
 from pipeline.refusals import explained
@@ -232,7 +232,7 @@ class Store:
                 for path in files
             },
         }
-        text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False).encode()
+        text = seal(manifest)
         location = self.location(stage, key)
         if not self._local:
             for path in files:
@@ -311,7 +311,7 @@ class Store:
 
 def _parse_manifest(data: bytes, location: str) -> Mapping[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads(data)
+        manifest = unseal(data)
         manifest["seconds"], manifest["info"]
         for expected in manifest["files"].values():
             expected["bytes"], expected["sha256"]

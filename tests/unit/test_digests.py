@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.digests import digest_file, digest_files, digest_json, digest_tensors
+from pipeline.digests import digest_file, digest_files, digest_json, digest_tensors, seal, unseal
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
@@ -86,3 +86,23 @@ def test_tensors_count_by_name_bytes_type_and_shape() -> None:
     assert digest == digest_tensors([("v", b"", "torch.float32", (0,)), base])
     others = [("x", *base[1:]), (base[0], b"1235", *base[2:]), (*base[:2], "torch.int32", (1, 1)), (*base[:3], (1,))]
     assert len({digest_tensors([other]) for other in (base, *others)}) == 5
+
+
+SEALED: dict[str, object] = {"name": 'ünïcode "x"', "rate": 1e-7, "list": [1, [2.5, None]], "nested": {"a": True}}
+
+
+def test_what_is_sealed_comes_back() -> None:
+    assert unseal(seal(SEALED)) == SEALED
+
+
+def test_any_other_byte_breaks_the_seal() -> None:
+    data = seal(SEALED)
+    for position in range(len(data)):
+        for bit in range(8):
+            changed = bytearray(data)
+            changed[position] ^= 1 << bit
+            with pytest.raises(ValueError):  # noqa: PT011 (JSON, Unicode and digest errors are all of this class)
+                unseal(bytes(changed))
+    for other in (b"", b"[]", b"{}", b'{"seal": 1}', data + b" ", data[:-1]):
+        with pytest.raises(ValueError):  # noqa: PT011
+            unseal(other)
