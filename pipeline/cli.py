@@ -89,16 +89,14 @@ def run_job(main: Callable[[], int | None]) -> NoReturn:
     except PipelineError as error:
         # Ray wraps a worker's exception in a class that is also of its type, with the traceback as its text.
         cause = getattr(error, "cause", None)
-        log = current_log_path()
-        if log is not None:
-            _append_traceback(log)
+        _keep_traceback(current_log_path())
         _print_error(str(cause if isinstance(cause, PipelineError) else error))
         code = EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
     except Exception as error:
-        log = current_log_path() or _temporary_log()
-        _append_traceback(log)
+        log = _keep_traceback(current_log_path()) or _keep_traceback(_temporary_log())
         first_line = next(iter(str(error).strip().splitlines()), "")
-        _print_error(f"unexpected {type(error).__name__}: {first_line}\nThe traceback is in {log}")
+        where = f"\nThe traceback is in {log}" if log else ""
+        _print_error(f"unexpected {type(error).__name__}: {first_line}{where}")
         code = EXIT_UNEXPECTED
     sys.exit(code)
 
@@ -238,9 +236,16 @@ def _temporary_log() -> Path:
     return Path(name)
 
 
-def _append_traceback(log: Path) -> None:
-    with log.open("a", encoding="utf-8") as file:
-        file.write(traceback.format_exc())
+def _keep_traceback(log: Path | None) -> Path | None:
+    """Append the traceback to a log; None without one, or when its disk is full, which may be the error itself."""
+    if log is None:
+        return None
+    try:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(traceback.format_exc())
+    except OSError:
+        return None
+    return log
 
 
 def _print_error(message: str) -> None:

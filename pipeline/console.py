@@ -7,6 +7,7 @@ file, when there is one, gets every line with its time.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -125,7 +126,8 @@ class Console:
         with self._lock:
             self._stop_bars()
             if self._log is not None:
-                self._log.close()
+                with contextlib.suppress(OSError):
+                    self._log.close()
                 self._log = None
 
     def _end(self, name: str, mark: str, *parts: str) -> None:
@@ -176,8 +178,9 @@ class Console:
 
     def _write_log(self, text: str) -> None:
         if self._log is not None:
-            self._log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {_clean(text)}\n")
-            self._log.flush()
+            with contextlib.suppress(OSError):  # a full disk is told by what cannot do without it
+                self._log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {_clean(text)}\n")
+                self._log.flush()
 
 
 def duration(seconds: float) -> str:
@@ -216,7 +219,7 @@ def quiet_libraries(log_path: Path) -> None:
         _log_handler.close()
     _log_handler = handler
     logging.captureWarnings(True)
-    _switch_off_bars()
+    switch_off_bars()
 
 
 def _once(record: logging.LogRecord) -> bool:
@@ -246,7 +249,8 @@ def _writes_to_terminal(handler: logging.Handler) -> bool:
     return any(stream is known for known in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__) if known)
 
 
-def _switch_off_bars() -> None:
+def switch_off_bars() -> None:
+    """No progress bars of transformers, datasets and huggingface_hub; `quiet_libraries` does this too."""
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     os.environ.setdefault("WANDB_SILENT", "true")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cli import JobRequest, resolved_yaml
-from pipeline.console import Console, quiet_libraries
+from pipeline.console import Console, quiet_libraries, switch_off_bars
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def _run(request: JobRequest, job: str, title: str, until: str | None, finish: F
         )
     storage = Path(root).expanduser().resolve()
     if request.dry_run:
+        switch_off_bars()
         from pipeline.align import AlignmentRun
         from pipeline.describe import describe
 
@@ -78,20 +79,29 @@ def _run(request: JobRequest, job: str, title: str, until: str | None, finish: F
 
 def _execute(run: AlignmentRun, store: Store, console: Console) -> dict[str, Artifact]:
     from pipeline.graph import execute, reuse
+    from pipeline.places import Place
+    from pipeline.reference.location import write_problem
 
     have = reuse(run.planned, store, console)
     run.reused = tuple(have)
     if len(have) < len(run.planned):
         _require_room(run, store, have)
+    caches = Place(run.run.reference.root) if run.run.reference.root is not None else None
+    if caches is not None and "reference" not in have:
+        caches.names()  # an unreachable place is refused before anything is spent
+        if problem := write_problem(caches):
+            console.line(f"note: {problem}; only a finished cache that is there already will do")
     if "data" not in have:
         # Faults of the data are the commonest ones: find them before a cluster is started or joined.
         have |= execute({"data": run.planned["data"]}, store, console, {})
     if len(have) == len(run.planned):
         return have
-    from pipeline.cluster import connected
+    from pipeline.cluster import check_visible, connected
 
     with connected(run.run.cluster, run.storage, run.run.reference.threads) as described:
         console.line(described)
+        if caches is not None and caches.is_local:
+            check_visible(Path(caches.root), "--reference.root")
         return execute(run.planned, store, console, have)
 
 

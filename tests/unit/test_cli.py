@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,25 @@ def test_without_a_log_the_traceback_goes_to_a_temporary_file(tmp_path: Path) ->
     (log,) = tmp_path.glob("ra-dpo-*.log")
     assert str(log) in ran.stderr
     assert "ZeroDivisionError" in log.read_text()
+
+
+def test_a_log_on_a_full_disk_hides_no_error(small_disk: Callable[[str], Path]) -> None:
+    disk = small_disk("size=16k")
+    ran = python(
+        "import shutil\n"
+        "from pathlib import Path\n"
+        "from pipeline.cli import run_job\n"
+        "from pipeline.console import Console, quiet_libraries\n"
+        "from pipeline.errors import ArtifactError\n"
+        f"disk = Path({str(disk)!r})\n"
+        "quiet_libraries(disk / 'log')\n"
+        "def main():\n"
+        "    with Console(disk / 'log') as console:\n"
+        "        (disk / 'filler').write_bytes(bytes(shutil.disk_usage(disk).free))\n"
+        "        for number in range(2_000):\n"
+        "            console.line(f'line {number}')\n"
+        "        raise ArtifactError('the disk is full')\n"
+        "run_job(main)\n"
+    )
+    assert (ran.returncode, ran.stderr) == (1, "error: the disk is full\n")
+    assert ran.stdout.splitlines()[-1] == "line 1999"
