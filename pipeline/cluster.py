@@ -85,7 +85,7 @@ def connected(config: ClusterConfig, storage: Path, reference_threads: int = 1) 
         described = "started Ray on this machine"
     try:
         _await_resources(config, reference_threads)
-        _check_storage(storage)
+        check_visible(storage, "--storage")
         cpus = ray.cluster_resources().get("CPU", 0)
         gpus = ray.cluster_resources().get("GPU", 0)
         yield f"{described}: {len(_nodes())} node(s), {cpus:g} CPUs, {gpus:g} GPUs"
@@ -235,15 +235,19 @@ def amounts(resources: Mapping[str, float]) -> str:
     return " and ".join(f"{amount:g} {kind}(s)" for kind, amount in resources.items() if amount)
 
 
-def _check_storage(storage: Path) -> None:
-    """Every node must see the same directory: artefacts pass between processes through it."""
+def check_visible(directory: Path, option: str) -> None:
+    """Every node must see the same directory: files pass between processes through it.
+
+    Raises:
+        ClusterError: naming the nodes that do not, and the option that chooses another directory.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = _nodes()
     if len(nodes) == 1:
         return
-    probe = storage / f".probe-{uuid.uuid4().hex}"
+    probe = directory / f".probe-{uuid.uuid4().hex}"
     probe.write_text("")
     try:
 
@@ -264,8 +268,8 @@ def _check_storage(storage: Path) -> None:
         probe.unlink()
     if blind:
         raise ClusterError(
-            f"storage {storage} is not visible on node(s) {', '.join(blind)}; set --storage to a directory that "
-            "every node mounts"
+            f"{option}: {directory} is not visible on node(s) {', '.join(blind)}; set it to a directory that every "
+            "node mounts"
         )
 
 

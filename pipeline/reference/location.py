@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,17 @@ from pipeline.reference.cache import ReferenceCache
 def caches_at(root: str | None, storage: Path) -> Place:
     """The directory of all reference caches (``reference.root``, or one below the storage)."""
     return Place(root if root is not None else str(storage / "references"))
+
+
+def write_problem(caches: Place) -> str | None:
+    """Why nothing can be written there, found out before anything is spent; None when it can."""
+    name = f"write-test-{uuid.uuid4().hex}"
+    try:
+        caches.write(name, b"may be removed")
+        caches.remove(name)
+    except ArtifactError as error:
+        return str(error)
+    return None
 
 
 def check_cache(place: str) -> None:

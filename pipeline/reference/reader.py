@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from pipeline.reference.layout import BY_ENTRY, PAYLOAD, row_checksum
 from pipeline.reference.shard_file import ShardFile
 from pipeline.risk.block import NO_TOKEN
 from pipeline.risk.head import Head, HiddenReference, Reference, ScalarReference, TopKReference
+
+_READERS = 8
+"""Requests to an object store at once."""
 
 
 class OpenCache:
@@ -71,7 +75,7 @@ class OpenCache:
             ArtifactError: when a pair is not in the cache, or was computed for other tokens.
         """
         files = [ShardFile(self._place, one["file"]) for one in self.manifest["shards"] if one["split"] == split]
-        return CachedRows(self._place.root, split, files, pairs, self.head, self._dtype)
+        return CachedRows(self._place, split, files, pairs, self.head, self._dtype)
 
 
 class CachedRows:
@@ -79,13 +83,14 @@ class CachedRows:
 
     def __init__(
         self,
-        root: str,
+        place: Place,
         split: str,
         files: Sequence[ShardFile],
         pairs: Sequence[PairTokens],
         head: Head | None,
         dtype: torch.dtype,
     ) -> None:
+        root, is_local = place.root, place.is_local
         self.head = head
         self._dtype = dtype
         self._shards = [_Shard(file) for file in files]
@@ -94,6 +99,10 @@ class CachedRows:
         for shard in self._shards:
             self._where |= {row_id: (shard, number) for number, row_id in enumerate(shard.row_ids)}
             contents.update(zip(shard.row_ids, shard.contents, strict=True))
+        # Requests of an object store wait for each other otherwise; a local disk is only asked for mapped pages.
+        self._map: Callable[..., Iterable[_Row | None]] = (
+            map if is_local else ThreadPoolExecutor(_READERS, thread_name_prefix="reference").map
+        )
         self._has_top_k = any("ids" in shard.payload for shard in self._shards)
         for pair in pairs:
             if pair.row_id not in self._where:
@@ -113,7 +122,7 @@ class CachedRows:
 
     def collate(self, row_ids: Sequence[str | None]) -> dict[str, Tensor]:
         """The reference's part of a batch, chosen responses first; None is padding, which has no positions."""
-        found = [None if row_id is None else self._read(row_id) for row_id in row_ids]
+        found = list(self._map(lambda row_id: None if row_id is None else self._read(row_id), row_ids))
         both = [(0.0, 0.0) if one is None else one.logps for one in found]
         batch = {"ref_logps": torch.tensor([chosen for chosen, _ in both] + [rejected for _, rejected in both])}
         rows = [one for one in found if one is not None]
