@@ -9,7 +9,7 @@ by ``row_id``, never by position. An artefact's files, by stage:
 ``sft``        model/ (Hugging Face directory), metrics.jsonl
 ``tokens``     train/validation/test.parquet of `PairTokens`; sft.parquet of `TextTokens`;
                prompts.parquet of `PromptTokens`; dropped.jsonl of `DroppedRow`; stats.json
-``reference``  train-00000.safetensors ... shards and head.safetensors (see pipeline.reference.shards)
+``reference``  cache.json, the key of the cache in reference.root (its files: pipeline.reference.layout)
 ``align``      model/ (Hugging Face directory), metrics.jsonl, training.json
 ``sample_*``   samples.parquet of `SampleRow`
 ``evaluate``   samples.parquet of `ScoredSample`, pairs.parquet of `PairScores`, evaluation.json
