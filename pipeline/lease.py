@@ -25,8 +25,7 @@ from typing import Protocol
 from pipeline.errors import ArtifactError
 
 STALE_S = 30.0
-BEAT_S = 5.0
-POLL_S = 1.0
+"""After how many seconds without a beat an owner counts as dead, unless the users of a place agree on another time."""
 
 
 class Documents(Protocol):
@@ -112,7 +111,7 @@ class Lease:
     Args:
         documents: where the generations lie, and nothing else.
         stale_s: after how many seconds without a beat an owner counts as dead; the same for all who use the place.
-        beat_s: seconds between two beats, well below ``stale_s``.
+            It beats six times in this time, and who waits looks thirty times.
         clock: seconds that never go back.
         sleep: waits so many seconds.
     """
@@ -122,14 +121,13 @@ class Lease:
         documents: Documents,
         *,
         stale_s: float = STALE_S,
-        beat_s: float = BEAT_S,
-        poll_s: float = POLL_S,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self._documents = documents
-        self._stale_s, self._beat_s, self._poll_s = stale_s, beat_s, poll_s
-        self._clock, self._sleep = clock, sleep
+        self._stale_s, self._clock, self._sleep = stale_s, clock, sleep
+        self._owner = uuid.uuid4().hex
+        self._watched: Watched | None = None
         self._mine: Generation | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -143,36 +141,37 @@ class Lease:
         return self._mine.number
 
     def acquire(self, waiting: Callable[[], None]) -> None:
-        """Take the lease, waiting for it as long as its owner beats; ``waiting`` is called once when that is so."""
-        owner = uuid.uuid4().hex
-        watched: Watched | None = None
-        while True:
-            verdict = decide(self._newest(), owner, watched, self._clock(), self._stale_s)
-            if isinstance(verdict, Hold):
-                break
-            if isinstance(verdict, Take):
-                # Whoever created it is looked for again in either case: a repeated request may be told that its
-                # object is there already, and older generations are swept, so that one may be free a second time.
-                self._documents.create(_name(verdict.number), _text(Generation(verdict.number, owner)))
-                if self._newest_number() > verdict.number:
-                    self._documents.remove(_name(verdict.number))
-                continue
-            if watched is None:
-                waiting()
-            watched = verdict.watched
-            self._sleep(self._poll_s)
-        self._mine, self.lost = Generation(verdict.number, owner), False
-        self._sweep(verdict.number)
+        """Take the lease and keep it, waiting as long as its owner beats; ``waiting`` is called once if so."""
+        if not self.attempt():
+            waiting()
+            self._sleep(self._stale_s / 30)
+            while not self.attempt():
+                self._sleep(self._stale_s / 30)
         self._stop.clear()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
 
+    def attempt(self) -> bool:
+        """Look once, and take the lease if it is free or stale; true when it is held. Nothing beats yet."""
+        while True:
+            verdict = decide(self._newest(), self._owner, self._watched, self._clock(), self._stale_s)
+            if isinstance(verdict, Wait):
+                self._watched = verdict.watched
+                return False
+            if isinstance(verdict, Hold):
+                self._mine, self._watched, self.lost = Generation(verdict.number, self._owner), None, False
+                self._sweep(verdict.number)
+                return True
+            # Whoever created it is looked for again in either case: a repeated request may be told that its object is
+            # there already, and older generations are swept, so that a number may be free a second time.
+            self._documents.create(_name(verdict.number), _text(Generation(verdict.number, self._owner)))
+
     def release(self) -> None:
         """Let the next one take it. A place that cannot be reached is left as it is: the lease goes stale."""
         assert self._mine is not None, "the lease is not held"
-        assert self._thread is not None
         self._stop.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
         with contextlib.suppress(ArtifactError):
             if not self._superseded():
                 self._documents.write(_name(self.number), _text(replace(self._mine, released=True)))
@@ -199,7 +198,7 @@ class Lease:
         return self.lost
 
     def _keep(self) -> None:
-        while not self.lost and not self._stop.wait(self._beat_s):
+        while not self.lost and not self._stop.wait(self._stale_s / 6):
             with contextlib.suppress(ArtifactError):  # the next beat may get through
                 self.beat()
 

@@ -21,8 +21,8 @@ from pipeline.refusals import bucket_is_missing, codes
 BLOCK_BYTES = 8 << 20
 """One request of a stream: large enough that the way to the store does not count, small enough for memory."""
 
-S3_CLIENT = {"connect_timeout": 5, "read_timeout": 15, "retries": {"mode": "standard", "total_max_attempts": 3}}
-"""Seconds, and requests in all: a store that is not there is known to be so within half a minute."""
+S3_CLIENT = {"connect_timeout": 5, "read_timeout": 15, "retries": {"mode": "standard", "total_max_attempts": 2}}
+"""Seconds, and requests in all: a store that is not there is known to be so at once, one that hangs in a minute."""
 
 S3_ATTEMPTS = 2
 """How often s3fs repeats what botocore has given up on (it is what sees an answer that broke off)."""

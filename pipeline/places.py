@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.disk import DiskFiles, existing
 from pipeline.errors import ArtifactError
-from pipeline.lease import Lease
+from pipeline.lease import STALE_S, Lease
 from pipeline.objects import ObjectFiles
 from pipeline.refusals import explained, local_refusals, remote_refusals
 
@@ -38,6 +38,8 @@ class Place:
     root: str
     """As given; a path is made absolute."""
     is_local: bool
+    stale_s: float = STALE_S
+    """Seconds after which the lock of a process that died is free on a remote place; alike for all who use it."""
 
     def __init__(self, root: str) -> None:
         self.is_local = "://" not in root or root.startswith("file://")
@@ -132,14 +134,15 @@ class Place:
     def scratch(self) -> Iterator[Path]:
         """A fresh directory for temporary files: on the same disk when the place is local, else on the one for
         temporary files. It is removed at the end, or by somebody's next use when this process is killed."""
+        what = (
+            f"{self.root} cannot be written" if self.is_local else f"temporary files for {self.root} cannot be written"
+        )
+        option = OPTION if self.is_local else "TMPDIR"
         with contextlib.ExitStack() as stack:
-            with self._explained("written"):
+            with local_refusals(what, option):
                 path = stack.enter_context(self._files.scratch())
             # From here on it is the caller's block: only what concerns this directory is explained.
-            if self.is_local:
-                stack.enter_context(explained(f"{self.root} cannot be written", path, OPTION))
-            else:
-                stack.enter_context(explained(f"temporary files for {self.root} cannot be written", path, "TMPDIR"))
+            stack.enter_context(explained(what, path, option))
             yield path
 
     def free_bytes(self) -> int | None:
@@ -153,8 +156,8 @@ class Place:
     def lock(self, waiting: Callable[[], None]) -> Iterator[None]:
         """Hold the place exclusively among all processes that ask; ``waiting`` is called once when it is held already.
 
-        The lock of a process that dies is free at once on a local disk, and after half a minute on a remote place
-        (see `pipeline.lease`). It saves work and protects nothing: what is written must be right without it.
+        The lock of a process that dies is free at once on a local disk, and after `stale_s` on a remote place (see
+        `pipeline.lease`). It saves work and protects nothing: what is written must be right without it.
         """
         lock = self._files.lock(waiting) if isinstance(self._files, DiskFiles) else self._lease(waiting)
         with contextlib.ExitStack() as stack:
@@ -163,7 +166,7 @@ class Place:
             yield
 
     def _lease(self, waiting: Callable[[], None]) -> contextlib.AbstractContextManager[object]:
-        return Lease(self.below(".lock")).held(waiting)
+        return Lease(self.below(".lock"), stale_s=self.stale_s).held(waiting)
 
     def _explained(self, what: str) -> contextlib.AbstractContextManager[None]:
         refusals = local_refusals if self.is_local else remote_refusals

@@ -17,6 +17,8 @@ import pytest
 if TYPE_CHECKING:
     from transformers import GPTNeoXForCausalLM
 
+    from tests.s3 import S3Server
+
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -73,3 +75,29 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield do
     for place in mounted:
         subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An object store that listens on this machine, with one bucket, 'tests'."""
+    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    from tests import s3
+
+    server = s3.start(tmp_path_factory.mktemp("s3"))
+    try:
+        server.make_bucket("tests")
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def s3_url(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A URL below which nothing lies yet. This process and those it starts find the store through the environment."""
+    import s3fs
+
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield f"s3://tests/{tmp_path.parent.name}-{tmp_path.name}"
+    s3fs.S3FileSystem.clear_instance_cache()
