@@ -43,10 +43,11 @@ check: setup ## lint, format, types, and which module may import which
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-logo
 
-bench: setup ## time and memory of the output head beside a plain one; options go in ARGS
-	@$(BIN)/python jobs/benchmark.py $(ARGS)
+bench: setup ## measure the output head (its options go in ARGS) and the reference pass (a pair file goes in PAIRS)
+	@$(BIN)/python jobs/benchmark.py head $(ARGS)
+	@$(BIN)/python jobs/benchmark.py reference $(if $(PAIRS),--pairs '$(PAIRS)')
 
-chaos: setup ## the tests that take long: twenty kills of a reference pass, memory as the data grow
+chaos: setup ## the tests that take long: twenty kills of a reference pass, a pass into an object store, memory
 	@CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests/chaos -s $(ARGS)
 
 clean: ## remove .venv and caches (runs/ stays)

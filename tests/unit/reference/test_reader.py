@@ -99,6 +99,24 @@ def test_the_scalar_tier(tmp_path: Path, make_model: Make) -> None:
     assert all(value < 0 for pair in pairs for value in rows.logps(pair.row_id))
 
 
+def test_an_object_store_over_http_gives_the_same_rows(tmp_path: Path, make_model: Make, s3_url: str) -> None:
+    pairs = random_pairs(8)
+    places = [write_cache(root, make_model(), {"train": pairs}) for root in (tmp_path / "cache", s3_url)]
+    ids = ["row6", None, "row0", "row3"]
+    here, there = (read_rows(place, "train", pairs).collate(ids) for place in places)
+    assert here.keys() == there.keys()
+    assert all(torch.equal(here[name], there[name]) for name in here)
+    manifests = [ReferenceCache(place).manifest() for place in places]
+    assert manifests[0] == manifests[1]
+    name = next(name for name in places[1].names() if name.startswith("train-00001"))
+    data = bytearray(places[1].read(name))
+    data[-3] ^= 16
+    places[1].write(name, bytes(data))
+    assert list(ReferenceCache(places[1]).verify().damaged) == [name]
+    with pytest.raises(ArtifactError, match=f"{name} is damaged: row 'row5' differs from its checksum"):
+        read_rows(places[1], "train", pairs).collate([pair.row_id for pair in pairs])
+
+
 def test_any_safetensors_library_reads_a_shard(tmp_path: Path, make_model: Make) -> None:
     pairs = random_pairs(3)
     write_cache(tmp_path, make_model(), {"train": pairs})

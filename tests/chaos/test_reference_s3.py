@@ -14,7 +14,7 @@ from pipeline.places import Place
 from pipeline.reference.cache import ReferenceCache, manifest_files
 from pipeline.reference.reader import OpenCache
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
 import passes
 import tiny
 
@@ -42,7 +42,7 @@ def test_the_same_files_after_a_kill_and_read_by_ranges(local: dict, tmp_path: P
 
     output = passes.finish(passes.start(options, tmp_path), 200)
     assert "files are there" in output
-    assert int(output.splitlines()[-1].split()[1]) < PAIRS // 2
+    assert int(output.splitlines()[-1].split()[1]) < PAIRS // 2 + PAIRS // 20 + 1, "what was committed stays"
     place = Place(output.split()[-1])
     manifest = ReferenceCache(place).manifest()
     assert manifest is not None
