@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import BUILD_GPT_NEOX, ReferenceConfig, RunConfig
+from pipeline.config import MADE_BY_THE_JOB, SMOLLM2, ReferenceConfig, RunConfig
 from pipeline.plan import REFERENCE_SPLITS, ModelShape, TokenCounts, dtype_bytes, model_dtype
 from pipeline.records import PairTokens
 
@@ -124,7 +124,7 @@ def _obstacle(run: RunConfig, shape: ModelShape, model_dir: Path | None) -> str 
 
         if not torch.cuda.is_available():
             return "the actors run on GPUs"
-    if model_dir is None and run.model.path != BUILD_GPT_NEOX:
+    if model_dir is None and run.model.path not in MADE_BY_THE_JOB:
         return "the model is not there yet"
     weights = shape.parameters * dtype_bytes(run)
     if weights > min(_LOAD_AT_MOST_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2):
@@ -138,17 +138,13 @@ def _timed(
     """(tokens, seconds) of the last batch."""
     import torch
 
-    from pipeline.models.build import random_gpt_neox
     from pipeline.models.load import load_model, torch_dtype
     from pipeline.models.packing import can_pack
     from pipeline.reference.compute import computed_positions, reference_rows
 
     device = torch.device("cuda" if run.cluster.gpus_per_actor > 0 else "cpu")
     dtype = torch_dtype(model_dtype(run))
-    if model_dir is None:
-        model: torch.nn.Module = random_gpt_neox(run.model.build, shape.vocab_size, 0).eval().to(dtype)
-    else:
-        model = load_model(model_dir, dtype)
+    model = _stand_in(run, shape).to(dtype) if model_dir is None else load_model(model_dir, dtype)
     model = model.to(device)
     packed = can_pack(model, 0, device, run.data.max_prompt_tokens + run.data.max_response_tokens)
     pairs = made_up_pairs(run.reference, shape.vocab_size, prompt, response)
@@ -159,6 +155,17 @@ def _timed(
         budget_s,
     )
     return sized * (prompt + 2 * response), seconds
+
+
+def _stand_in(run: RunConfig, shape: ModelShape) -> torch.nn.Module:
+    """A random model of the size that the job will make."""
+    if run.model.path == SMOLLM2:
+        from pipeline.models.smollm2 import find_gguf, random_model
+
+        return random_model(find_gguf())
+    from pipeline.models.build import random_gpt_neox
+
+    return random_gpt_neox(run.model.build, shape.vocab_size, 0).eval()
 
 
 def made_up_pairs(options: ReferenceConfig, vocab_size: int, prompt: int, response: int) -> list[PairTokens]:

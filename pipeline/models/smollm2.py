@@ -113,6 +113,14 @@ def load_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     return model.eval(), AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
 
 
+def random_model(gguf: Path) -> PreTrainedModel:
+    """A model of the file's architecture with random weights, for what only the shape matters to."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
 def save_trainable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out_dir: Path) -> int:
     """Save what `load_gguf` gave in a form that can be trained, every weight as it is; the number of parameters."""
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence

@@ -21,8 +21,19 @@ from pipeline.data.encode import Encoder
 from pipeline.errors import ConfigError, ModelError
 from pipeline.graph import execute
 from pipeline.models.load import check_head, context_tokens, load_model, load_tokenizer
-from pipeline.models.smollm2 import GGUF_FILE, PACKAGE, convert_gguf, find_gguf, gguf_size, load_gguf, save_trainable
+from pipeline.models.smollm2 import (
+    GGUF_FILE,
+    PACKAGE,
+    convert_gguf,
+    find_gguf,
+    gguf_size,
+    load_gguf,
+    random_model,
+    save_trainable,
+)
 from pipeline.models.source import resolve_model
+from pipeline.plan import TokenCounts
+from pipeline.reference_speed import measure_speed
 
 IDS = torch.tensor([[1, 9531, 198, 57, 2, 30, 4, 1990]])
 
@@ -239,3 +250,17 @@ def test_finding_the_wheel_imports_nothing_of_it(small_wheel: Path) -> None:
     assert find_gguf() == small_wheel
     assert PACKAGE not in sys.modules
     assert resolve_model(ModelConfig(path=SMOLLM2)).path is None
+
+
+def test_a_stand_in_of_the_same_architecture_measures_the_reference_pass(small_wheel: Path, tmp_path: Path) -> None:
+    real, stand_in = load_gguf(small_wheel)[0], random_model(small_wheel)
+    shapes = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in (real, stand_in)]
+    assert shapes[0] == shapes[1]
+    assert next(stand_in.parameters()).dtype == torch.float32
+    run = run_config(max_prompt_tokens=8, max_response_tokens=16)
+    splits = {"train": 4, "validation": 1, "test": 1}
+    counts = TokenCounts(splits, splits, {name: 10 * n for name, n in splits.items()}, 1, 1, 1, splits, True, "")
+    shape = survey.model_shape(run.model, None)
+    speed = measure_speed(run, counts, shape, None, budget_s=1.0)
+    assert speed.tokens_per_s is not None
+    assert speed.basis.startswith("measured now on ")
