@@ -1,12 +1,15 @@
-"""Measure the output head beside what it replaces: ``python jobs/benchmark.py``, here or inside ``ray job submit``.
+"""Measure on this machine: ``python jobs/benchmark.py head`` or ``reference``, here or inside ``ray job submit``.
 
-Prints a table of ratios with their spread and writes all figures as JSON.
+``head``: the output head beside what it replaces. ``reference``: the reference pass, the size of its cache, and a
+training step with each tier beside one with a live reference. Both print tables of ratios with their spread and
+write all figures as JSON.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 # The repository (or its unpacked copy on a cluster) comes before any installed version of the package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -14,16 +17,32 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tyro
 
 from pipeline.bench.config import BenchmarkConfig
+from pipeline.bench.reference_config import ReferenceBenchmark
 from pipeline.cli import run_job
 
+Benchmark = (
+    Annotated[BenchmarkConfig, tyro.conf.subcommand("head", prefix_name=False)]
+    | Annotated[ReferenceBenchmark, tyro.conf.subcommand("reference", prefix_name=False)]
+)
 
-def main(config: BenchmarkConfig) -> int:
-    from pipeline.bench.job import benchmark  # heavy: --help must not wait for it
+
+def main(config: BenchmarkConfig | ReferenceBenchmark) -> int:
+    # Both are heavy: --help must not wait for them.
+    if isinstance(config, ReferenceBenchmark):
+        from pipeline.bench.reference_job import reference_benchmark
+
+        return reference_benchmark(config)
+    from pipeline.bench.job import benchmark
 
     return benchmark(config)
 
 
 if __name__ == "__main__":
-    description = "Time and peak memory of the output head beside a plain one and whole-tensor computations."
-    config = tyro.cli(BenchmarkConfig, prog="benchmark.py", description=description, use_underscores=True)
+    description = "Time and memory of the output head, or of the reference pass and what it saves a training step."
+    config: BenchmarkConfig | ReferenceBenchmark = tyro.cli(
+        Benchmark,
+        prog="benchmark.py",
+        description=description,
+        use_underscores=True,
+    )
     run_job(lambda: main(config))

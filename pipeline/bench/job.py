@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from datetime import date
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console as RichConsole
 
 from pipeline.bench.config import BenchmarkConfig
+from pipeline.bench.output import output_file, write_figures
 from pipeline.bench.report import figures, table
 from pipeline.cluster import connected, ray_errors
 from pipeline.config import ClusterConfig
 from pipeline.console import Console, quiet_libraries
-from pipeline.errors import ConfigError
 
 
 def benchmark(config: BenchmarkConfig) -> int:
     """Measure, print the table and write the figures; returns the exit code."""
-    output = Path(config.output).expanduser().resolve()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output: cannot write to {output.parent}: {error.strerror}") from error
-    if output.is_dir():
-        raise ConfigError(f"--output: {output} is a directory; give a file")
+    output = output_file(config.output)
     quiet_libraries(output.with_suffix(".log"))
     cluster = ClusterConfig(
         address=config.address,
@@ -44,10 +35,7 @@ def benchmark(config: BenchmarkConfig) -> int:
     from pipeline.bench.subjects import TEXTS
 
     RichConsole(width=120).print(table(records, TEXTS, title))
-    result = {"date": date.today().isoformat(), "machine": on, "config": config.model_dump(), "figures": records}
-    unfinished = output.with_name(output.name + ".part")
-    unfinished.write_text(json.dumps(result, indent=1) + "\n")
-    unfinished.replace(output)
+    write_figures(output, {"machine": on, "config": config.model_dump(), "figures": records})
     print(f"on {on['device']}, torch {on['torch']}; figures: {output}")
     return 0
 

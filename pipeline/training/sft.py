@@ -19,7 +19,7 @@ from pipeline.training.task import Batch
 class SFTTask:
     """Next-token prediction on responses, or on prompts too (``loss_on: all``)."""
 
-    metric_names = ("loss", "tokens")
+    metric_names: tuple[str, ...] = ("loss", "tokens")
 
     def __init__(self, rows: Sequence[TextTokens], config: SFTConfig, pad_id: int, head_block_bytes: int) -> None:
         self._rows = rows

@@ -71,7 +71,10 @@ def test_the_job_writes_its_figures(tmp_path: Path) -> None:
     sizes = {"vocabularies": 64, "positions": 16, "pairs": 2, "hidden": 8, "rounds": 2, "slow_rounds": 1, "threads": 1}
     options = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
     result = subprocess.run(
-        [sys.executable, str(job), *options, "--output", str(output)], capture_output=True, text=True, timeout=280
+        [sys.executable, str(job), "head", *options, "--output", str(output)],
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
     assert result.returncode == 0, result.stderr[-2000:]
     found = json.loads(output.read_text())
@@ -83,7 +86,7 @@ def test_the_job_writes_its_figures(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [["--positions", "100"], ["--threads", "0"], ["--vocabulary", "5"]])
 def test_a_wrong_option_is_refused(options: list[str]) -> None:
     job = Path(__file__).resolve().parents[3] / "jobs" / "benchmark.py"
-    result = subprocess.run([sys.executable, str(job), *options], capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, str(job), "head", *options], capture_output=True, text=True, timeout=60)
     assert result.returncode == 2
     assert options[0].removeprefix("--") in result.stderr
     assert "Traceback" not in result.stderr
