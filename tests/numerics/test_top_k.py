@@ -16,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pipeline.errors import RiskError
+from pipeline.risk.block import NO_TOKEN
 from pipeline.risk.head import Head, HiddenReference, Reference, TopKReference
 from pipeline.risk.measures import Measure
 from pipeline.risk.sequence_head import SequenceScores, sequence_scores
@@ -197,3 +199,38 @@ def test_single_precision_and_narrow_ids() -> None:
     found = x.scores(stored, Measure("cvar", 0.3))
     assert found.risk.dtype == torch.float32
     assert_same([column.double() for column in found], expected, 1e-5)
+
+
+@pytest.mark.parametrize("measure", RISK_MEASURES, **by_label)
+def test_positions_may_keep_different_numbers_of_tokens(measure: Measure) -> None:
+    """Each is scored as it would be in a record of its own size, gradient included."""
+    x = Logits(4, 17)
+    sizes = [1, 17, 3, 8, 1, 5]
+    records = [x.top_k(size) for size in sizes]
+    ids = torch.full((N, 17), NO_TOKEN)
+    log_probs = torch.full((N, 17), -torch.inf, dtype=torch.float64)
+    for row, (size, record) in enumerate(zip(sizes, records, strict=True)):
+        ids[row, :size], log_probs[row, :size] = record.ids[row], record.log_probs[row]
+    log_rest = torch.stack([record.log_rest[row] for row, record in enumerate(records)])
+    together = TopKReference(ids, log_probs, log_rest, records[0].label_logps)
+    found = x.scores(together, measure)
+    ours = torch.autograd.grad((found.risk + 0.3 * found.kl + found.logps).sum(), x.policy)[0]
+    for row, record in enumerate(records):
+        alone = x.scores(record, measure)
+        theirs = torch.autograd.grad((alone.risk + 0.3 * alone.kl + alone.logps)[row], x.policy)[0]
+        assert_same([column[row] for column in found], [column[row] for column in alone], 1e-12)
+        assert_same([ours[row]], [theirs[row]], 1e-12)
+
+
+def test_a_missing_token_needs_a_masked_probability_and_a_first_one() -> None:
+    x = Logits(5, 9)
+    record = x.top_k(3)
+    ids = record.ids.clone()
+    ids[2, 1] = NO_TOKEN
+    with pytest.raises(RiskError, match="holds the token -1"):
+        x.scores(replace(record, ids=ids), Measure("mean"))
+    ids[2] = NO_TOKEN
+    empty = record.log_probs.clone()
+    empty[2] = -torch.inf
+    with pytest.raises(RiskError, match="holds the token -1"):
+        x.scores(replace(record, ids=ids, log_probs=empty), Measure("mean"))
