@@ -17,7 +17,7 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from pipeline.models.source import ModelSource, resolve_model
 from pipeline.plan import model_dtype
 from pipeline.plugins import function_digests
 from pipeline.reference.key import tier_parts
-from pipeline.reference.location import caches_at, check_cache
+from pipeline.reference.location import bytes_there, caches_at, check_cache
 
 LIBRARIES = ("numpy", "torch", "transformers")
 """Their versions are part of every key: another one may compute other numbers."""
@@ -112,6 +112,16 @@ class AlignmentRun:
         self.planned: dict[str, PlannedStage] = planned if until is None else up_to(planned, until)
         self.reused: Collection[str] = ()
         """Stages that were committed before this job; set by the job, shown in the report."""
+
+    def reference_there_bytes(self, have: Mapping[str, Artifact]) -> int:
+        """Bytes of the reference cache that an unfinished pass, or another run, has left; 0 while its key cannot be
+        known. ``have`` are committed artefacts."""
+        stage = self._reference.stage
+        if "tokens" not in have or (stage is not None and stage not in have):
+            return 0
+        model = self._reference.outside if stage is None else have[stage].path / self._reference.inside
+        assert model is not None
+        return bytes_there(self.run, model, have["tokens"].path, self.storage)
 
     # -- the graph -----------------------------------------------------------------------------------------
 
@@ -248,7 +258,9 @@ class AlignmentRun:
         context.info["note"] = ", ".join(f"{name} {count:,}" for name, count in pairs.items()) + " pairs"
         # The counts are exact now, and nothing that is expensive has run yet.
         store = Store(str(self.storage), create=False)
-        require_room(self.run, self.planned, store, self.storage, counts_of(context.out_dir), model)
+        there = 0 if self._reference.stage == "sft" else bytes_there(self.run, model, context.out_dir, self.storage)
+        counts = counts_of(context.out_dir)
+        require_room(self.run, self.planned, store, self.storage, counts, model, reference_there_bytes=there)
 
     def _fine_tune(self, context: StageContext) -> None:
         self._train("sft", self._base.path(context), None, context)

@@ -42,7 +42,7 @@ def describe(run: RunConfig, planned: Mapping[str, PlannedStage], storage: Path,
     store = Store(str(storage), create=False)
     console = _console(stream)
     console.print(resolved_yaml(run), soft_wrap=True)
-    seconds = {name: _seconds(store, name, item.key) for name, item in planned.items()}
+    seconds = {name: _seconds(store, name, item) for name, item in planned.items()}
     console.print(_stage_table(planned, seconds))
     to_do = [name for name, known in seconds.items() if known is None]
     console.print(f"\n{len(to_do)} of {len(planned)} stages to do, storage {storage}\n", soft_wrap=True)
@@ -69,10 +69,12 @@ def _console(stream: TextIO | None) -> RichConsole:
     return RichConsole(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
-def _seconds(store: Store, stage: str, key: str) -> float | None:
+def _seconds(store: Store, stage: str, item: PlannedStage) -> float | None:
     """How long a committed stage took; None for one to do, which a damaged one is."""
     try:
-        manifest = store.manifest(stage, key)
+        manifest = store.manifest(stage, item.key)
+        if manifest is not None and item.stage.check is not None:
+            item.stage.check(store.open(stage, item.key))
     except ArtifactError:
         return None
     return None if manifest is None else float(manifest["seconds"])

@@ -113,7 +113,8 @@ def _require_room(run: AlignmentRun, store: Store, have: Mapping[str, Artifact])
 
     counts = counts_of(have["tokens"].path) if "tokens" in have else None
     model = model_directory(run.run.model, run.planned, store)
-    require_room(run.run, run.planned, store, run.storage, counts, model)
+    there = run.reference_there_bytes(have)
+    require_room(run.run, run.planned, store, run.storage, counts, model, reference_there_bytes=there)
 
 
 def _name(request: JobRequest) -> str:

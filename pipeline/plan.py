@@ -13,10 +13,8 @@ from typing import Any, Literal
 
 from pipeline.config import BuildConfig, RunConfig
 from pipeline.records import SPLITS, Split
+from pipeline.reference.key import SPLITS as REFERENCE_SPLITS
 from pipeline.tiers import KINDS, CacheShape, Kind, cache_bytes, chosen_kind
-
-REFERENCE_SPLITS: tuple[Split, ...] = ("train", "validation")
-"""Splits that the reference pass precomputes; test pairs are scored with both models at hand."""
 
 _FLOAT32_BYTES = 4
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import MADE_BY_THE_JOB, SMOLLM2, ReferenceConfig, RunConfig
-from pipeline.plan import REFERENCE_SPLITS, ModelShape, TokenCounts, dtype_bytes, model_dtype
+from pipeline.plan import ModelShape, TokenCounts, dtype_bytes, model_dtype
 from pipeline.records import PairTokens
+from pipeline.reference.key import SPLITS as REFERENCE_SPLITS
 
 if TYPE_CHECKING:
     import torch

@@ -63,7 +63,12 @@ def pass_figures(rates: Mapping[int, Sequence[float]], startups: Mapping[int, Se
 
 
 def prompt_figures(tokens: int, seconds: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
-    """Of prompts computed once and for every response; None when the model does not bear the former."""
+    """Of prompts computed once and for every response; None when the model does not bear the former.
+
+    Args:
+        tokens: of the pairs, a prompt counted once however it is computed.
+        seconds: of the two ways, ``once`` and ``separate``, in every round.
+    """
     if not seconds["once"]:
         return None
     rates = {f"tokens_per_s_{name}": tokens / statistics.median(times) for name, times in seconds.items()}
@@ -123,7 +128,7 @@ def _pass_table(found: Mapping[str, Any]) -> Table:
     figures = found["pass"]
     for record in figures["passes"]:
         is_most = record["actors"] > 1
-        text = f"{record['actors']} actor(s), start-up {record['startup_s']:.1f} s apart"
+        text = f"{record['actors']} actor(s), start-up {record['startup_s']:.1f} s not counted"
         drawn.add_row(
             text, f"{record['tokens_per_s']:,.0f}", *(_cells(figures["scaling"]) if is_most else ("1.00", ""))
         )
@@ -136,9 +141,8 @@ def _pass_table(found: Mapping[str, Any]) -> Table:
 
 
 def _tier_table(found: Mapping[str, Any]) -> Table:
-    drawn = _table(
-        f"{found['model']}: the cache", "tier", "bytes a position", "mean KL, nats", "largest KL", "largest |logp|"
-    )
+    title = f"{found['model']}: the cache, and the error of 8 bits (nats)"
+    drawn = _table(title, "tier", "bytes a position", "mean KL", "largest KL", "largest change of logp")
     for record in found["tiers"]:
         error = record["error"]
         cells = [f"{error[name]:.2g}" for name in ("kl_mean", "kl_max", "logp_error_max")] if error else ["", "", ""]

@@ -19,7 +19,7 @@ OPENING = "Reviews, and what others say of the same films:\n"
 
 def joined(texts: Iterator[str], count: Callable[[str], int], target: int) -> str:
     """Texts from the iterator, joined by spaces, of about ``target`` tokens: the one that would pass the target by
-    more than it now lacks, were it as long as those before it, is left to the next. Always at least one.
+    more than it now lacks, were it as long as those before it, is left to the next. At least one.
 
     Raises:
         StopIteration: when there are too few.
@@ -50,7 +50,7 @@ def packed_reviews(
         # There are more fresh reviews, but not so many more that they could make all prompts.
         source = (fresh, fresh, rotten)[len(made) % 3]
         try:
-            prompt = OPENING + joined(source, count, prompt_tokens) + "\n"
+            prompt = OPENING + joined(source, count, prompt_tokens - count(OPENING)) + "\n"
             chosen, rejected = joined(fresh, count, response_tokens), joined(rotten, count, response_tokens)
         except StopIteration:
             raise DataError(

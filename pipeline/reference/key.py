@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import ReferenceConfig, RunConfig
 from pipeline.digests import digest_json
 from pipeline.models.contents import tokenizer_contents, weights_contents
+from pipeline.records import Split
 from pipeline.reference.version import FORMAT
+
+SPLITS: tuple[Split, ...] = ("train", "validation")
+"""Splits that a cache holds: test pairs are scored by evaluation, which has both models at hand for every method."""
 
 LIBRARIES = ("torch", "transformers")
 """Another version may compute other last digits."""
 
 
-def cache_parts(run: RunConfig, model_dir: Path, tokens_dir: Path, splits: Sequence[str]) -> dict[str, Any]:
+def cache_parts(run: RunConfig, model_dir: Path, tokens_dir: Path) -> dict[str, Any]:
     """The full key, readable: what made the cache, part by part."""
     options, data = run.reference, run.data
     return {
@@ -34,7 +37,7 @@ def cache_parts(run: RunConfig, model_dir: Path, tokens_dir: Path, splits: Seque
             "max_response_tokens": data.max_response_tokens,
             "overlong": data.overlong,
         },
-        "data": {split: tokens_digest(tokens_dir / f"{split}.parquet") for split in splits},
+        "data": {split: tokens_digest(tokens_dir / f"{split}.parquet") for split in SPLITS},
         "tier": tier_parts(options),
         "compute": {
             "dtype": run.model.dtype,

@@ -26,12 +26,9 @@ from pipeline.places import Place
 from pipeline.progress import Report
 from pipeline.reference.actor import PassSpec, ReferenceActor
 from pipeline.reference.cache import HEAD, Piece, ReferenceCache, StoredFile, pieces
-from pipeline.reference.key import cache_key, cache_parts
+from pipeline.reference.key import SPLITS, cache_key, cache_parts
 from pipeline.reference.location import listed
 from pipeline.reference.manifest import contents
-
-SPLITS_NEEDED = ("train", "validation")
-"""Test pairs are scored by evaluation, which has both models at hand for every method."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +63,13 @@ def run_reference(
     import pyarrow.parquet as pq
 
     began = time.monotonic()
-    parts = cache_parts(run, model_dir, tokens_dir, SPLITS_NEEDED)
+    parts = cache_parts(run, model_dir, tokens_dir)
     key = cache_key(parts)
     cache = ReferenceCache(root.below(key))
     found = cache.verify()
     if found.manifest is not None and found.whole:
         return PassResult(cache.place.root, found.manifest, 0, time.monotonic() - began)
-    rows = {split: pq.read_metadata(tokens_dir / f"{split}.parquet").num_rows for split in SPLITS_NEEDED}
+    rows: dict[str, int] = {split: pq.read_metadata(tokens_dir / f"{split}.parquet").num_rows for split in SPLITS}
     spec = PassSpec(run.model_dump(mode="json"), str(model_dir), str(tokens_dir), cache.place.root, key)
     with cache.place.lock(lambda: say("another job computes this reference; waiting for it")):
         found = cache.verify()

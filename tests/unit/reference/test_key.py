@@ -10,12 +10,10 @@ import pytest
 from pipeline.config import RunConfig
 from pipeline.data.tables import write_table
 from pipeline.records import PairTokens
-from pipeline.reference.key import cache_key, cache_parts
+from pipeline.reference.key import SPLITS, cache_key, cache_parts
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from caches import random_pairs
-
-SPLITS = ("train", "validation")
 
 
 @pytest.fixture
@@ -30,7 +28,7 @@ def places(tmp_path: Path, built_model: Path) -> tuple[Path, Path]:
 
 def key(places: tuple[Path, Path], **sections: Any) -> str:
     run = RunConfig.model_validate({"data": {"path": "x.jsonl"}, "model": {"path": "m"}} | sections)
-    return cache_key(cache_parts(run, *places, SPLITS))
+    return cache_key(cache_parts(run, *places))
 
 
 @pytest.mark.parametrize(
