@@ -39,6 +39,7 @@ from pipeline.places import Place
 from pipeline.records import PairTokens
 from pipeline.reference.actor import PassSpec, ReferenceActor
 from pipeline.reference.cache import ReferenceCache, pieces
+from pipeline.reference.compute import computed_positions
 from pipeline.reference.manifest import contents
 from pipeline.reference.reader import OpenCache
 from pipeline.training.preference import PreferenceTask
@@ -87,7 +88,7 @@ def test_pairs_are_as_long_as_asked_and_use_no_review_twice() -> None:
     assert pairs == packed_reviews(given_reviews[::-1], 12, words, 30, 20)
     assert all(words(pair.chosen) == words(pair.rejected) == 21 for pair in pairs)
     used = [text.split() for pair in pairs for text in (pair.prompt.partition(":\n")[2], pair.chosen, pair.rejected)]
-    assert all(27 <= len(text) <= 35 for text in used[::3])
+    assert all(26 <= words(pair.prompt) <= 34 for pair in pairs)
     each = [word for text in used for word in set(text)]
     assert len(each) == len(set(each))
     label = {f"w{i}": one.label for i, one in enumerate(given_reviews)}
@@ -254,18 +255,16 @@ def test_every_step_is_timed_in_every_round(
 def test_passes_by_actors_are_timed_and_tables_drawn(
     config: ReferenceBenchmark, material: Material, tmp_path: Path, ray_here: None
 ) -> None:
-    timed = {actors: timed_pass(config, material, actors, tmp_path / str(actors)) for actors in (1, 2)}
-    assert timed[1].positions == timed[2].positions > 0
-    assert min(one.seconds for one in timed.values()) > 0
-    assert min(one.startup_s for one in timed.values()) > 0
-    assert len(list((tmp_path / "2.arrived").iterdir())) == 2
+    timed = timed_pass(config, material, 2, tmp_path / "pass")
+    pairs = read_table(material.tokens_dir / "train.parquet", PairTokens)
+    assert timed.positions == sum(computed_positions(pair, packed=True) for pair in pairs)
+    assert timed.startup_s > 0 < timed.seconds
+    assert len(list((tmp_path / "pass.arrived").iterdir())) == 2
+    assert len(list((tmp_path / "pass").glob("train-*.safetensors"))) == 3
     record = {
         "model": "tiny",
         "pairs": 5,
-        "pass": pass_figures(
-            {actors: [one.tokens_per_s] for actors, one in timed.items()},
-            {actors: [one.startup_s] for actors, one in timed.items()},
-        ),
+        "pass": pass_figures({1: [9.0], 2: [timed.tokens_per_s]}, {1: [1.0], 2: [timed.startup_s]}),
         "prompts": prompt_figures(9, {"once": [1.0], "separate": [1.5]}),
         "tiers": [],
         "training": step_figures({name: [1.0] for name in STEPS}, BASELINE, LIVE),
