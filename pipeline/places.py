@@ -168,6 +168,18 @@ class Place:
     def _lease(self, waiting: Callable[[], None]) -> contextlib.AbstractContextManager[object]:
         return Lease(self.below(".lock"), stale_s=self.stale_s).held(waiting)
 
-    def _explained(self, what: str) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
         refusals = local_refusals if self.is_local else remote_refusals
-        return refusals(f"{self.root} cannot be {what}", OPTION)
+        with refusals(f"{self.root} cannot be {what}", OPTION):
+            try:
+                yield
+            except FileNotFoundError as error:
+                if self.is_local and what in (
+                    "written",
+                    "locked",
+                ):  # not a file that is asked for: its directory cannot be made
+                    raise ArtifactError(
+                        f"{self.root} cannot be {what}: {error.strerror or error}; set {OPTION} to another place"
+                    ) from error
+                raise
