@@ -26,13 +26,13 @@ def dry_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 )
 def test_it_describes_a_compressed_file_of_pairs(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "mine.jsonl.gz", "wt", encoding="utf-8") as file:
-        for number in range(200):
+        for number in range(300):
             row = {"prompt": f"What is {number}?", "chosen": "A number, and a fine one.", "rejected": "Go away."}
             file.write(json.dumps(row) + "\n")
     ran = dry_run(tmp_path, "--data.path", "mine.jsonl.gz", "--storage", "store")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "9 of 9 stages to do" in ran.stdout
-    assert "preference pairs      about train 64, validation 16, test 32" in ran.stdout
+    assert "preference pairs      about train 128, validation 16, test 32" in ran.stdout
     assert "model parameters      134,515,008" in ran.stdout
     assert "fine-tuning steps" not in ran.stdout
     assert [one.name for one in tmp_path.iterdir()] == ["mine.jsonl.gz"]
