@@ -1,4 +1,4 @@
-"""The hidden tier gives the loss and the gradients of a live reference (fp32, 1e-5); so does top-k where it keeps all."""
+"""The hidden tier gives the loss and gradients of a live reference (fp32, 1e-5), and so does a top-k of all."""
 
 from __future__ import annotations
 
