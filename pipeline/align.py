@@ -161,6 +161,7 @@ class AlignmentRun:
                 inputs=("tokens", *reference),
                 contents=self._model_contents,
                 check=lambda artifact: check_cache(self.cache_place(artifact)),
+                read_by=("align",),
             ),
             Stage(
                 "align",

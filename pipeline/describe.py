@@ -15,7 +15,7 @@ from pipeline.config import RunConfig
 from pipeline.console import duration
 from pipeline.errors import ArtifactError
 from pipeline.fitting import find_room
-from pipeline.graph import PlannedStage
+from pipeline.graph import PlannedStage, is_read
 from pipeline.plan import Cost, Work, bytes_text, cost
 from pipeline.recipes import resolved_yaml
 from pipeline.records import SPLITS
@@ -30,10 +30,18 @@ _SHORT_KEY = 8
 _UNKNOWN = "not known before the data set is read from the hub"
 
 
-def describe(run: RunConfig, planned: Mapping[str, PlannedStage], storage: Path, stream: TextIO | None = None) -> None:
+def describe(
+    run: RunConfig,
+    planned: Mapping[str, PlannedStage],
+    storage: Path,
+    stream: TextIO | None = None,
+    *,
+    reference_there_bytes: int = 0,
+) -> None:
     """Print the run as YAML, its stages and its cost to ``stream`` (default: stdout).
 
-    ``planned`` are the stages with their keys. Nothing is created, the storage included.
+    ``planned`` are the stages with their keys; ``reference_there_bytes`` what is there of an unfinished reference
+    cache. Nothing is created, the storage included.
 
     Raises:
         PipelineError: for data, a model or a storage that the run itself would refuse.
@@ -42,7 +50,7 @@ def describe(run: RunConfig, planned: Mapping[str, PlannedStage], storage: Path,
     store = Store(str(storage), create=False)
     console = _console(stream)
     console.print(resolved_yaml(run), soft_wrap=True)
-    seconds = {name: _seconds(store, name, item) for name, item in planned.items()}
+    seconds = {name: _seconds(store, name, item, is_read(item, planned, store)) for name, item in planned.items()}
     console.print(_stage_table(planned, seconds))
     to_do = [name for name, known in seconds.items() if known is None]
     console.print(f"\n{len(to_do)} of {len(planned)} stages to do, storage {storage}\n", soft_wrap=True)
@@ -50,7 +58,7 @@ def describe(run: RunConfig, planned: Mapping[str, PlannedStage], storage: Path,
     directory = model_directory(run.model, planned, store)
     shape = model_shape(run.model, directory)
     counts = token_counts(run, planned, store, directory)
-    costs, room = cost(run, counts, shape, to_do), find_room(run, storage)
+    costs, room = cost(run, counts, shape, to_do, reference_there_bytes=reference_there_bytes), find_room(run, storage)
     console.print(_cost_table(run, costs, room))
     if costs.work is not None:
         console.print("", _tier_table(run, costs, costs.work), "", sep="\n")
@@ -69,11 +77,11 @@ def _console(stream: TextIO | None) -> RichConsole:
     return RichConsole(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
-def _seconds(store: Store, stage: str, item: PlannedStage) -> float | None:
+def _seconds(store: Store, stage: str, item: PlannedStage, check: bool) -> float | None:
     """How long a committed stage took; None for one to do, which a damaged one is."""
     try:
         manifest = store.manifest(stage, item.key)
-        if manifest is not None and item.stage.check is not None:
+        if manifest is not None and check and item.stage.check is not None:
             item.stage.check(store.open(stage, item.key))
     except ArtifactError:
         return None

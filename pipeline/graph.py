@@ -18,6 +18,9 @@ from pipeline.artifacts import Artifact, Store
 from pipeline.digests import digest_json
 from pipeline.errors import ArtifactError
 
+ARTIFACT_FORMAT = 2
+"""Part of every key: artefacts with a manifest of another form are left alone."""
+
 
 class Observer(Protocol):
     """Who is told what the graph does (a console, a test)."""
@@ -55,8 +58,9 @@ class Stage:
     inputs: tuple[str, ...] = ()
     contents: Mapping[str, str] = field(default_factory=dict)
     check: Callable[[Artifact], None] | None = None
-    """Looks at what the artefact points to outside the store before it is reused; raises `ArtifactError` when the
-    stage has to run again."""
+    """Looks at what the artefact points to outside the store, before one of ``read_by`` reads it; raises
+    `ArtifactError` when the stage has to run again."""
+    read_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ def plan(stages: Sequence[Stage], versions: Mapping[str, str]) -> dict[str, Plan
             raise ValueError(f"unknown or circular inputs among {[stage.name for stage in waiting]}")
         for stage in ready:
             made_from = {
+                "artifact": ARTIFACT_FORMAT,
                 "stage": stage.name,
                 "version": stage.version,
                 "options": stage.options,
@@ -108,8 +113,14 @@ def up_to(planned: Mapping[str, PlannedStage], name: str) -> dict[str, PlannedSt
 
 def reuse(planned: Mapping[str, PlannedStage], store: Store, observer: Observer) -> dict[str, Artifact]:
     """Every artefact that is committed, verified; a damaged one is removed, to be made again."""
-    found = ((name, _reuse(item, store, observer)) for name, item in planned.items())
+    found = ((name, _reuse(item, store, observer, is_read(item, planned, store))) for name, item in planned.items())
     return {name: artifact for name, artifact in found if artifact is not None}
+
+
+def is_read(item: PlannedStage, planned: Mapping[str, PlannedStage], store: Store) -> bool:
+    """Whether what a stage points to will be read: a reader has still to run, or the stage is what is asked for."""
+    readers = [planned[name] for name in item.stage.read_by if name in planned]
+    return not readers or any(not store.exists(one.stage.name, one.key) for one in readers)
 
 
 def execute(
@@ -153,11 +164,11 @@ def execute(
     return artifacts
 
 
-def _reuse(item: PlannedStage, store: Store, observer: Observer) -> Artifact | None:
+def _reuse(item: PlannedStage, store: Store, observer: Observer, check: bool) -> Artifact | None:
     name, key = item.stage.name, item.key
     try:
         artifact = store.open(name, key)
-        if item.stage.check is not None:
+        if check and item.stage.check is not None:
             item.stage.check(artifact)
     except KeyError:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.cli import JobRequest, resolved_yaml
 from pipeline.console import Console, quiet_libraries, switch_off_bars
-from pipeline.errors import ConfigError
+from pipeline.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from pipeline.align import AlignmentRun
@@ -57,10 +58,7 @@ def _run(request: JobRequest, job: str, title: str, until: str | None, finish: F
     storage = Path(root).expanduser().resolve()
     if request.dry_run:
         switch_off_bars()
-        from pipeline.align import AlignmentRun
-        from pipeline.describe import describe
-
-        describe(request.run, AlignmentRun(_name(request), request.run, storage, until).planned, storage)
+        _describe(request, storage, until)
         return 0
 
     from pipeline.artifacts import Store
@@ -142,3 +140,17 @@ def _publish(run: AlignmentRun, request: JobRequest, result: dict[str, Artifact]
             shutil.rmtree(directory, ignore_errors=True)
             fresh.rename(directory)
     return directory
+
+
+def _describe(request: JobRequest, storage: Path, until: str | None) -> None:
+    from pipeline.align import AlignmentRun
+    from pipeline.artifacts import Store
+    from pipeline.describe import describe
+
+    run, store = AlignmentRun(_name(request), request.run, storage, until), Store(str(storage), create=False)
+    have: dict[str, Artifact] = {}
+    for name, item in run.planned.items():
+        if name in ("base", "tokens", "sft"):
+            with contextlib.suppress(KeyError, ArtifactError):
+                have[name] = store.open(name, item.key)
+    describe(request.run, run.planned, storage, reference_there_bytes=run.reference_there_bytes(have))

@@ -147,7 +147,7 @@ def _timed(
     dtype = torch_dtype(model_dtype(run))
     model = _stand_in(run, shape).to(dtype) if model_dir is None else load_model(model_dir, dtype)
     model = model.to(device)
-    packed = can_pack(model, 0, device, run.data.max_prompt_tokens + run.data.max_response_tokens)
+    packed = can_pack(model, 0, device, run.data.max_prompt_tokens, run.data.max_response_tokens)
     pairs = made_up_pairs(run.reference, shape.vocab_size, prompt, response)
     largest = max(1, run.reference.batch_tokens // computed_positions(pairs[0], packed))
     sized, seconds = timed_batch(

@@ -86,7 +86,7 @@ def write_cache(
     cache.start(said)
     wanted = pieces(rows, config.rows_per_shard, config.tier == "hidden")
     files = {piece: write_piece(cache, piece, model, splits.get(piece.split, ()), config) for piece in wanted}
-    cache.finish(said | contents(cache, files, config.rows_per_shard))
+    cache.finish(said | contents(cache, KEY, files, config.rows_per_shard))
     return cache.place
 
 

@@ -147,7 +147,7 @@ def prompts_once(config: ReferenceBenchmark, material: Material) -> dict[str, An
         return time.perf_counter() - began
 
     found: dict[str, list[float]] = {"once": [], "separate": []}
-    if can_pack(model, pad_id, device, config.max_prompt_tokens + config.max_response_tokens):
+    if can_pack(model, pad_id, device, config.max_prompt_tokens, config.max_response_tokens):
         for packed in (True, False):
             seconds(packed, shards[:1])
         for round_ in range(config.rounds):

@@ -19,7 +19,7 @@ from pipeline.models.sequences import pad_sequences
 from pipeline.records import PairTokens
 
 _PROBE = ((5, 7, 4), (11, 2, 9), (3, 1, 6))
-"""(prompt, chosen, rejected) lengths of the pairs on which `can_pack` compares both ways."""
+"""(prompt, chosen, rejected) lengths of pairs on which `can_pack` compares both ways, before the longest one."""
 
 
 @dataclass(frozen=True)
@@ -91,28 +91,35 @@ def separate_states(
     return list(zip(rows[: len(pairs)], rows[len(pairs) :], strict=True))
 
 
-def can_pack(model: nn.Module, pad_id: int, device: torch.device, longest: int) -> bool:
+def can_pack(model: nn.Module, pad_id: int, device: torch.device, max_prompt: int, max_response: int) -> bool:
     """Whether both ways give the same states with this model, but for rounding.
 
-    Positions by distance (ALiBi), recurrent layers and windows of attention shorter than ``longest`` do not bear
-    packing. The answer is a function of the model alone: it is tried on the same few tokens everywhere.
+    Positions by distance (ALiBi), recurrent layers and attention in windows or chunks that rows of these lengths
+    outgrow do not bear packing. Configurations have many names for those, so it is tried: on the same tokens
+    everywhere, the longest pair there may be among them.
+
+    Args:
+        max_prompt, max_response: tokens of the longest prompt and response.
     """
     config = model.config.get_text_config()  # type: ignore[union-attr, operator]
-    window = getattr(config, "sliding_window", None)
-    if window is not None and window < longest:
-        return False
     tokens = iter(range(1 << 20))
 
     def take(count: int) -> list[int]:
         return [next(tokens) * 7 % int(config.vocab_size) for _ in range(count)]
 
-    probe = [PairTokens("", "", take(prompt), take(chosen), take(rejected), "") for prompt, chosen, rejected in _PROBE]
-    expected = separate_states(model, probe, pad_id, device)
-    try:
-        found = packed_states(model, probe, pad_id, device)
-    except Exception:  # an architecture that takes no such mask or positions says so in ways of its own
-        return False
-    tolerance = 1e-4 if expected[0][0].dtype == torch.float32 else 3e-2
-    both = [(a, b) for one, other in zip(found, expected, strict=True) for a, b in zip(one, other, strict=True)]
-    scale = max(float(b.abs().max()) for _, b in both)
-    return all(float((a - b).abs().max()) <= tolerance * scale for a, b in both)
+    short = [(min(p, max_prompt), min(c, max_response), min(r, max_response)) for p, c, r in _PROBE]
+    for lengths in (short, [(max_prompt, max_response, max_response)]):
+        probe = [
+            PairTokens("", "", take(prompt), take(chosen), take(rejected), "") for prompt, chosen, rejected in lengths
+        ]
+        expected = separate_states(model, probe, pad_id, device)
+        try:
+            found = packed_states(model, probe, pad_id, device)
+        except Exception:  # an architecture that takes no such mask or positions says so in ways of its own
+            return False
+        both = [(a, b) for one, other in zip(found, expected, strict=True) for a, b in zip(one, other, strict=True)]
+        tolerance = 1e-4 if both[0][1].dtype == torch.float32 else 3e-2
+        scale = max(float(b.abs().max()) for _, b in both)
+        if any(float((a - b).abs().max()) > tolerance * scale for a, b in both):
+            return False
+    return True

@@ -51,8 +51,8 @@ class ReferenceActor:
         probe = torch.arange(8, device=self._device).unsqueeze(0) % self._head.num_tokens
         check_head(self._model, probe, torch.ones_like(probe))
         self._context = context_tokens(model_dir)
-        longest = run.data.max_prompt_tokens + run.data.max_response_tokens
-        self._packed = can_pack(self._model, self._pad_id, self._device, longest)
+        longest = run.data.max_prompt_tokens, run.data.max_response_tokens
+        self._packed = can_pack(self._model, self._pad_id, self._device, *longest)
         self._cache = ReferenceCache(Place(spec.place))
 
     def compute(self, piece: Piece) -> StoredFile:

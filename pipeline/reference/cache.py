@@ -32,7 +32,7 @@ DESCRIPTION = "description.json"
 MANIFEST = "manifest.json"
 HEAD = "head"
 
-_NAME = re.compile(r"(?:(?P<split>[a-z_]+)-(?P<index>\d{5})|head)-(?P<digest>[0-9a-f]{16})\.safetensors")
+_NAME = re.compile(r"(?:(?P<split>[a-z_]+)-(?P<index>\d{5,})|head)-(?P<digest>[0-9a-f]{16})\.safetensors")
 _READERS = 4
 """Threads that verify files; hashing leaves Python's lock alone."""
 
@@ -143,7 +143,8 @@ class ReferenceCache:
         with ThreadPoolExecutor(_READERS) as readers:
             for name, stored in zip(names, readers.map(self._stored, names), strict=True):
                 match = _NAME.fullmatch(name)
-                assert match is not None
+                if match is None or stored is None:  # somebody who repairs the cache has just removed it
+                    continue
                 listed = expected.pop(name, None)
                 if not stored.sha256.startswith(match["digest"]) or (listed and listed["sha256"] != stored.sha256):
                     found.damaged[name] = f"its content ({stored.bytes:,} bytes) differs from the digest in its name"
@@ -152,11 +153,14 @@ class ReferenceCache:
         found.damaged |= dict.fromkeys(expected, "is missing")
         return found
 
-    def _stored(self, name: str) -> StoredFile:
+    def _stored(self, name: str) -> StoredFile | None:
         digest, size = hashlib.sha256(), 0
-        for chunk in self.place.chunks(name):
-            digest.update(chunk)
-            size += len(chunk)
+        try:
+            for chunk in self.place.chunks(name):
+                digest.update(chunk)
+                size += len(chunk)
+        except FileNotFoundError:
+            return None
         return StoredFile(name, size, digest.hexdigest())
 
     # -- filling -------------------------------------------------------------------------------------------
@@ -177,7 +181,8 @@ class ReferenceCache:
         if names:
             self.place.remove(MANIFEST)
         for name in names:
-            self.place.remove(name)
+            if not self._agrees(name):  # somebody else may have repaired it since
+                self.place.remove(name)
 
     def commit(self, piece: Piece, local: Path) -> StoredFile:
         """Move a finished local file in, under the name of its content; it appears at once or not at all. A file that
@@ -192,11 +197,13 @@ class ReferenceCache:
         """A file of this piece that is there and whole: another actor committed it before it died."""
         for name in self.place.names():
             match = _NAME.fullmatch(name)
-            if match and _piece(match) == piece:
-                stored = self._stored(name)
-                if stored.sha256.startswith(match["digest"]):
-                    return stored
+            if match and _piece(match) == piece and self._agrees(name):
+                return self._stored(name)
         return None
+
+    def _agrees(self, name: str) -> bool:
+        match, stored = _NAME.fullmatch(name), self._stored(name)
+        return match is not None and stored is not None and stored.sha256.startswith(match["digest"])
 
     def finish(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Write the manifest; the cache is there from now on."""

@@ -55,6 +55,6 @@ def rounding_error(rows: Tensor, head: Head, labels: Tensor) -> RoundingError:
     projection = Projection(head, len(exact))
     before = projection.logits(exact).log_softmax(-1)
     after = projection.logits(stored).log_softmax(-1)
-    kl = (before.exp() * (before - after)).sum(-1)
+    kl = (before.exp() * (before - after)).masked_fill_(before == -torch.inf, 0.0).sum(-1)
     logps = (before.gather(-1, label) - after.gather(-1, label)).abs()
     return RoundingError(len(exact), float(kl.sum()), float(kl.max()), float(logps.max()))

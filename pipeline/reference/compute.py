@@ -6,12 +6,14 @@ so that equal shards get equal bytes wherever they are computed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import ReferenceConfig
+from pipeline.errors import ModelError
 from pipeline.models.batches import token_batches
 from pipeline.models.load import output_head
 from pipeline.models.packing import packed_length, packed_states, separate_states
@@ -39,10 +41,13 @@ def reference_rows(
 
     Returns:
         The rows, and for 8-bit ones their measured error.
+
+    Raises:
+        ModelError: when a log-probability is not finite.
     """
     rows: list[ShardRow | None] = [None] * len(pairs)
     head, errors = output_head(model), []
-    lengths = [computed_positions(pair, packed) for pair in pairs]
+    lengths = [packed_length(pair) if packed else _separate_width(pair) for pair in pairs]
     for positions in token_batches(lengths, options.batch_tokens):
         batch = [pairs[i] for i in positions]
         states = (packed_states if packed else separate_states)(model, batch, pad_id, device)
@@ -56,6 +61,11 @@ def reference_rows(
         sums = [float(part.double().sum()) for part in logps.cpu().tensor_split(ends[:-1])]
         for number, position in enumerate(positions):
             pair, both = pairs[position], slice(2 * number, 2 * number + 2)
+            if not all(map(math.isfinite, sums[both])):
+                raise ModelError(
+                    f"the reference gives a response of row {pair.row_id!r} the log-probability {min(sums[both])}: it "
+                    "masks a token of it, or its weights do not bear model.dtype; drop the row, or take another model"
+                )
             tensors = {name: (parts[both][0], parts[both][1]) for name, parts in pieces.items()}
             lengths_of = len(pair.chosen_ids), len(pair.rejected_ids)
             rows[position] = ShardRow(pair.row_id, pair.content, lengths_of, (sums[both][0], sums[both][1]), tensors)
@@ -65,6 +75,11 @@ def reference_rows(
 def computed_positions(pair: PairTokens, packed: bool) -> int:
     """Positions that the model computes for a pair."""
     return packed_length(pair) + (0 if packed else len(pair.prompt_ids))
+
+
+def _separate_width(pair: PairTokens) -> int:
+    """Padded tokens of both sequences of a pair."""
+    return 2 * (len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)) - 1)
 
 
 def _records(

@@ -16,7 +16,7 @@ from pipeline.config import ReferenceConfig, RunConfig
 from pipeline.digests import digest_json
 from pipeline.models.contents import tokenizer_contents, weights_contents
 from pipeline.records import Split
-from pipeline.reference.version import FORMAT
+from pipeline.reference.version import FORMAT, NUMBERS
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
 """Splits that a cache holds: test pairs are scored by evaluation, which has both models at hand for every method."""
@@ -30,6 +30,7 @@ def cache_parts(run: RunConfig, model_dir: Path, tokens_dir: Path) -> dict[str, 
     options, data = run.reference, run.data
     return {
         "format": FORMAT,
+        "numbers": NUMBERS,
         "model": weights_contents(model_dir),
         "tokenizer": tokenizer_contents(model_dir),
         "truncation": {

@@ -16,7 +16,7 @@ from pipeline.records import PairTokens
 from pipeline.reference.cache import ReferenceCache
 from pipeline.reference.compress import expand
 from pipeline.reference.layout import BY_ENTRY, PAYLOAD, row_checksum
-from pipeline.reference.shard_file import ShardFile
+from pipeline.reference.shard_file import Maps, ShardFile
 from pipeline.risk.block import NO_TOKEN
 from pipeline.risk.head import Head, HiddenReference, Reference, ScalarReference, TopKReference
 
@@ -40,7 +40,11 @@ class OpenCache:
         if manifest is None:
             raise ArtifactError(f"there is no finished reference cache in {place.root}; run the job again")
         self.manifest: Mapping[str, Any] = manifest
-        self._place, self._dtype = place, dtype
+        self._place, self._dtype, self._maps = place, dtype, Maps(place)
+        # Requests of an object store wait for each other otherwise; a local disk is only asked for mapped pages.
+        self._map: Callable[..., Iterable[Any]] = map
+        if not place.is_local:
+            self._map = ThreadPoolExecutor(_READERS, thread_name_prefix="reference").map
         self.head: Head | None = None
         if manifest["head"]:
             self.head = read_head(ShardFile(place, manifest["head"]["file"]), device, dtype)
@@ -74,8 +78,9 @@ class OpenCache:
         Raises:
             ArtifactError: when a pair is not in the cache, or was computed for other tokens.
         """
-        files = [ShardFile(self._place, one["file"]) for one in self.manifest["shards"] if one["split"] == split]
-        return CachedRows(self._place, split, files, pairs, self.head, self._dtype)
+        names = [one["file"] for one in self.manifest["shards"] if one["split"] == split]
+        shards = list(self._map(lambda name: _Shard(ShardFile(self._place, name, self._maps)), names))
+        return CachedRows(self._place.root, split, shards, pairs, self.head, self._dtype, self._map)
 
 
 class CachedRows:
@@ -83,27 +88,23 @@ class CachedRows:
 
     def __init__(
         self,
-        place: Place,
+        root: str,
         split: str,
-        files: Sequence[ShardFile],
+        shards: Sequence[_Shard],
         pairs: Sequence[PairTokens],
         head: Head | None,
         dtype: torch.dtype,
+        map_: Callable[..., Iterable[Any]],
     ) -> None:
-        root, is_local = place.root, place.is_local
         self.head = head
         self._dtype = dtype
-        self._shards = [_Shard(file) for file in files]
+        self._map = map_
         self._where: dict[str, tuple[_Shard, int]] = {}
         contents: dict[str, str] = {}
-        for shard in self._shards:
+        for shard in shards:
             self._where |= {row_id: (shard, number) for number, row_id in enumerate(shard.row_ids)}
             contents.update(zip(shard.row_ids, shard.contents, strict=True))
-        # Requests of an object store wait for each other otherwise; a local disk is only asked for mapped pages.
-        self._map: Callable[..., Iterable[_Row | None]] = (
-            map if is_local else ThreadPoolExecutor(_READERS, thread_name_prefix="reference").map
-        )
-        self._has_top_k = any("ids" in shard.payload for shard in self._shards)
+        self._has_top_k = any("ids" in shard.payload for shard in shards)
         for pair in pairs:
             if pair.row_id not in self._where:
                 raise ArtifactError(

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,19 +31,41 @@ _DTYPES = {
 }
 
 
+class Maps:
+    """Memory maps of a place's files, the last used ones: each holds a descriptor, of which a process has few."""
+
+    def __init__(self, place: Place, most: int = 256) -> None:
+        self._place, self._most = place, most
+        self._maps: OrderedDict[str, mmap.mmap | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, name: str) -> mmap.mmap | None:
+        """The map of a file; None on a remote place."""
+        with self._lock:
+            if name not in self._maps:
+                self._maps[name] = self._place.map(name)
+            self._maps.move_to_end(name)
+            while len(self._maps) > self._most:
+                self._maps.popitem(last=False)
+            return self._maps[name]
+
+
 class ShardFile:
     """One safetensors file of a cache.
+
+    Args:
+        maps: shared by the files of a place when there are many.
 
     Raises:
         ArtifactError: when it is missing, cut short or no such file.
     """
 
-    def __init__(self, place: Place, name: str) -> None:
+    def __init__(self, place: Place, name: str, maps: Maps | None = None) -> None:
         self._place, self._name = place, name
+        self._maps = maps or Maps(place)
         size = place.size(name)
         if size is None:
-            raise ArtifactError(f"reference cache {place.root}: {name} is missing; run the job again")
-        self._map = place.map(name) if size else None
+            raise self._missing()
         try:
             length = int.from_bytes(self._read(0, 8), "little")
             header = json.loads(self._read(8, 8 + length))
@@ -58,6 +83,9 @@ class ShardFile:
                 f"one reads {FORMAT!r}); remove the directory and run the job again"
             )
 
+    def _missing(self) -> ArtifactError:
+        return ArtifactError(f"reference cache {self._place.root}: {self._name} is missing; run the job again")
+
     def _damaged(self, why: str) -> ArtifactError:
         return ArtifactError(
             f"reference cache {self._place.root}: {self._name} is damaged: {why}; run the job again, which computes "
@@ -69,7 +97,11 @@ class ShardFile:
         return self._damaged(f"row {row_id!r} differs from its checksum")
 
     def _read(self, start: int, stop: int) -> bytes:
-        data = self._place.read(self._name, start, stop) if self._map is None else self._map[start:stop]
+        try:
+            mapped = self._maps.get(self._name)
+            data = self._place.read(self._name, start, stop) if mapped is None else mapped[start:stop]
+        except FileNotFoundError as error:
+            raise self._missing() from error
         if len(data) != stop - start:
             raise ValueError("the file ends early")
         return data

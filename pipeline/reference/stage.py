@@ -86,7 +86,7 @@ def run_reference(
         cache.start(description)
         computed = _compute(run, spec, missing, rows, report, say)
         files = {piece: found.files.get(piece) or computed[piece] for piece in wanted}
-        manifest = cache.finish(description | contents(cache, files, run.reference.rows_per_shard))
+        manifest = cache.finish(description | contents(cache, key, files, run.reference.rows_per_shard))
     return PassResult(cache.place.root, manifest, len(missing), time.monotonic() - began)
 
 

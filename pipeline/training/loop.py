@@ -83,7 +83,7 @@ def _batches(engine: Engine, task: Task, plan: LoopPlan) -> Iterator[tuple[list[
 
 
 def evaluate(engine: Engine, task: Task, plan: LoopPlan) -> dict[str, float]:
-    """Metrics over all rows of a task, one micro-batch in memory at a time."""
+    """Metrics over all rows of a task, three micro-batches in memory at a time."""
     rows = list(range(task.num_rows))
     mine = shard(rows, engine.rank, engine.world_size, plan.micro_batch_size)
     sums = engine.evaluate(ahead(task.collate(micro) for micro in mine), task)

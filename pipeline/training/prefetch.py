@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_DEPTH = 2
-"""Items that wait at most; reading a reference from an object store has then two steps of time."""
+_DEPTH = 1
+"""Items that wait at most: with one in use and one being made, three are in memory."""
 
 
 def ahead(items: Iterable[T]) -> Iterator[T]:
-    """The same items in the same order, made by one other thread up to two ahead.
+    """The same items in the same order, made by one other thread up to two ahead of the one in use.
 
     What making an item raises is raised here, where that item would have come. The thread ends with the items, or
     when the iterator is dropped.

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.artifacts import Store
-from pipeline.errors import DataError
-from pipeline.graph import Stage, StageContext, execute, plan
+from pipeline.errors import ArtifactError, DataError
+from pipeline.graph import ARTIFACT_FORMAT, Stage, StageContext, execute, plan, up_to
 
 VERSIONS = {"torch": "1"}
 
@@ -117,6 +117,7 @@ class TestKeys:
     def test_made_from_says_everything_in_the_key(self) -> None:
         planned = plan(diamond(), VERSIONS)
         assert planned["b"].made_from == {
+            "artifact": ARTIFACT_FORMAT,
             "stage": "b",
             "version": 1,
             "options": {"x": 1},
@@ -250,3 +251,52 @@ class TestExecute:
 
     def test_without_stages(self, store: Store, seen: Recorder) -> None:
         assert execute({}, store, seen) == {}
+
+
+class TestChecks:
+    """b points to something outside the store, which d reads."""
+
+    def planned(self, problem: list[str], read_by: tuple[str, ...] = ("d",), **d: Any) -> Any:
+        def check(artifact: Any) -> None:
+            assert (artifact.path / "text").read_text() == "ab"
+            if problem:
+                raise ArtifactError(problem[0])
+
+        a, b, c, last = diamond(check=check, read_by=read_by)
+        return plan([a, b, c, dataclasses.replace(last, **d)], VERSIONS)
+
+    def test_what_is_lost_is_made_again_for_who_reads_it(self, tmp_path: Path) -> None:
+        store, problem = Store(str(tmp_path)), ["the cache is gone"]
+        execute(self.planned([]), store, Recorder())
+        seen = Recorder()
+        execute(self.planned(problem, version=2), store, seen)
+        assert set(seen.of("started")) == {"b", "d"}
+        assert any("the cache is gone" in event[1] for event in seen.events if event[0] == "line")
+
+    def test_it_is_not_looked_at_when_its_reader_is_done(self, tmp_path: Path) -> None:
+        store = Store(str(tmp_path))
+        execute(self.planned([]), store, Recorder())
+        seen = Recorder()
+        execute(self.planned(["the cache is gone"]), store, seen)
+        assert seen.of("started") == []
+
+    def test_it_is_looked_at_when_it_is_what_is_asked_for(self, tmp_path: Path) -> None:
+        store = Store(str(tmp_path))
+        execute(self.planned([]), store, Recorder())
+        seen = Recorder()
+        execute(up_to(self.planned(["the cache is gone"]), "b"), store, seen)
+        assert seen.of("started") == ["b"]
+
+
+def test_up_to_a_stage_is_it_and_what_it_needs() -> None:
+    planned = plan(diamond(), VERSIONS)
+    assert list(up_to(planned, "c")) == ["a", "c"]
+    assert list(up_to(planned, "a")) == ["a"]
+    assert list(up_to(planned, "d")) == list(planned)
+
+
+def test_a_stage_may_say_a_line(tmp_path: Path) -> None:
+    seen = Recorder()
+    stage = Stage("a", 1, lambda context: context.say("half of it is there"))
+    execute(plan([stage], VERSIONS), Store(str(tmp_path)), seen)
+    assert ("line", "a: half of it is there") in seen.events

@@ -12,6 +12,8 @@ from transformers import (
     BloomForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -51,6 +53,13 @@ def gpt2() -> nn.Module:
     return GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=64, n_embd=16, n_layer=2, n_head=2)).eval()
 
 
+def gpt_neo(window: int) -> nn.Module:
+    torch.manual_seed(0)
+    size = {"vocab_size": 40, "max_position_embeddings": 64, "hidden_size": 16, "num_layers": 2, "num_heads": 2}
+    kinds = [[["global", "local"], 1]]
+    return GPTNeoForCausalLM(GPTNeoConfig(**size, window_size=window, attention_types=kinds)).eval()
+
+
 def bloom() -> nn.Module:
     torch.manual_seed(0)
     return BloomForCausalLM(BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=2)).eval()
@@ -83,7 +92,7 @@ def test_both_ways_agree(make: Callable[[], nn.Module], dtype: torch.dtype) -> N
     for one, other in zip(packed_states(model, pairs, 0, CPU), separate_states(model, pairs, 0, CPU), strict=True):
         for found, expected in zip(one, other, strict=True):
             torch.testing.assert_close(found, expected, **tolerance)
-    assert can_pack(model, 0, CPU, longest=64)
+    assert can_pack(model, 0, CPU, 24, 20)
 
 
 def test_a_response_never_sees_the_other(make_model: Callable[..., nn.Module]) -> None:
@@ -95,7 +104,9 @@ def test_a_response_never_sees_the_other(make_model: Callable[..., nn.Module]) -
 
 
 def test_a_model_that_does_not_bear_it_is_told(make_model: Callable[..., nn.Module]) -> None:
-    assert not can_pack(bloom(), 0, CPU, longest=64), "positions by distance see the chosen response's length"
-    assert not can_pack(mistral(16), 0, CPU, longest=17), "a window would reach past what is hidden"
-    assert can_pack(mistral(16), 0, CPU, longest=16)
-    assert can_pack(make_model(), 0, CPU, longest=64)
+    assert not can_pack(bloom(), 0, CPU, 24, 20), "positions by distance see the chosen response's length"
+    assert not can_pack(mistral(24), 0, CPU, 24, 20), "the mask of a window would be lost"
+    assert can_pack(mistral(44), 0, CPU, 24, 20), "no row outgrows the window"
+    assert not can_pack(gpt_neo(32), 0, CPU, 24, 20), "a window over columns would hide the prompt from the rejected"
+    assert can_pack(gpt_neo(64), 0, CPU, 24, 20)
+    assert can_pack(make_model(), 0, CPU, 24, 20)

@@ -16,9 +16,10 @@ from pipeline.places import Place
 from pipeline.reference.cache import HEAD, Piece, ReferenceCache, pieces
 from pipeline.reference.inspect import inspect
 from pipeline.reference.location import check_cache
+from pipeline.reference.manifest import contents
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from caches import random_pairs, write_cache, write_piece
+from caches import KEY, random_pairs, write_cache, write_piece
 
 from pipeline.config import ReferenceConfig
 
@@ -128,6 +129,23 @@ def test_a_piece_is_committed_once(tmp_path: Path, make_model: Make) -> None:
     assert stored.name == f"train-00001-{stored.sha256[:16]}.safetensors"
     (tmp_path / stored.name).write_bytes(b"torn")
     assert cache.committed(Piece("train", 1)) is None
+
+
+def test_a_file_of_another_cache_is_refused(copy: Path) -> None:
+    cache = ReferenceCache(Place(str(copy)))
+    files = cache.verify().files
+    with pytest.raises(ArtifactError, match="is of another cache"):
+        contents(cache, "f" * 32, files, 3)
+    files[Piece("train", 0)], files[Piece("train", 1)] = files[Piece("train", 1)], files[Piece("train", 0)]
+    with pytest.raises(ArtifactError, match="rows of train from 3"):
+        contents(cache, KEY, files, 3)
+
+
+def test_more_shards_than_five_digits_can_number(tmp_path: Path, make_model: Make) -> None:
+    cache = ReferenceCache(Place(str(tmp_path)))
+    stored = write_piece(cache, Piece(HEAD), make_model(), [], ReferenceConfig())
+    (tmp_path / stored.name).rename(tmp_path / stored.name.replace("head", "train-123456"))
+    assert set(cache.verify().files) == {Piece("train", 123456)}
 
 
 class TestInspect:

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from pipeline.config import ReferenceConfig
+from pipeline.errors import ModelError
 from pipeline.models.load import output_head
+from pipeline.models.packing import separate_states
 from pipeline.records import PairTokens
 from pipeline.reference.compute import reference_rows
 from pipeline.reference.layout import ShardRow
@@ -117,3 +119,35 @@ def test_half_precision_rows_are_what_the_model_computed(make_model: Callable[..
         for found, expected in zip(row.tensors["hidden"], states, strict=True):
             assert found.dtype == torch.bfloat16
             assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+def test_a_probability_that_is_not_finite_is_refused(make_model: Callable[..., nn.Module], value: float) -> None:
+    model = make_model()
+    model.lm_head.bias = nn.Parameter(torch.zeros(40))
+    with torch.no_grad():
+        model.lm_head.bias[7] = value
+    pairs = [PairTokens("fine", "g", [1], [2, 3], [4], "x"), PairTokens("odd", "g", [1], [2, 7], [4], "x")]
+    with pytest.raises(ModelError, match=r"a response of row '(fine|odd)' the log-probability (nan|-inf)"):
+        compute(model, pairs)
+    if value == -float("inf"):
+        compute(model, pairs[:1])
+        compute(model, pairs[:1], hidden_rows="8bit")
+
+
+def test_batches_of_separate_sequences_keep_to_the_budget(
+    make_model: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.reference import compute as module
+
+    widths = []
+
+    def record(model: nn.Module, pairs: list[PairTokens], pad_id: int, device: torch.device) -> object:
+        longest = max(len(one.prompt_ids) + max(len(one.chosen_ids), len(one.rejected_ids)) - 1 for one in pairs)
+        widths.append(2 * len(pairs) * longest)
+        return separate_states(model, pairs, pad_id, device)
+
+    monkeypatch.setattr(module, "separate_states", record)
+    compute(make_model(), random_pairs(30), packed=False, batch_tokens=100)
+    assert len(widths) > 3
+    assert max(widths) <= 100
