@@ -48,7 +48,7 @@ bench: setup ## measure the output head (its options go in ARGS) and the referen
 	@$(BIN)/python jobs/benchmark.py reference $(if $(PAIRS),--pairs '$(PAIRS)')
 
 chaos: setup ## the tests that take long: twenty kills of a reference pass, a pass into an object store, memory
-	@CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests/chaos -s $(ARGS)
+	@CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu $(BIN)/python -m pytest -m long -s tests $(ARGS)
 
 clean: ## remove .venv and caches (runs/ stays)
 	@rm -rf $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info

@@ -13,6 +13,7 @@ import passes
 KILLS = 20
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_twenty_kills_change_no_byte_and_repeat_no_file(tmp_path: Path, built_model: Path) -> None:
     options = passes.prepare(tmp_path, built_model, 480, hidden=128)
@@ -25,6 +26,7 @@ def test_twenty_kills_change_no_byte_and_repeat_no_file(tmp_path: Path, built_mo
     assert passes.contents(disturbed) == passes.contents(options)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_memory_stays_flat_when_the_data_grow_tenfold(tmp_path: Path, built_model: Path) -> None:
     peaks = []

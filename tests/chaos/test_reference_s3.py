@@ -29,6 +29,7 @@ def local(tmp_path_factory: pytest.TempPathFactory, built_model: Path) -> dict:
     return options
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_same_files_after_a_kill_and_read_by_ranges(local: dict, tmp_path: Path, s3_url: str) -> None:
     options = local | {"root": s3_url, "storage": str(tmp_path)}

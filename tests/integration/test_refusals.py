@@ -176,6 +176,7 @@ def test_models_that_cannot_fit(recipe: Path, small_disk: Callable[[str], Path])
     assert not list(storage.glob("artifacts/*"))
 
 
+@pytest.mark.long
 def test_a_reference_that_cannot_fit(recipe: Path, small_disk: Callable[[str], Path]) -> None:
     """Models and tokens fit, the hidden states do not: refused once they are counted, before fine-tuning spends
     anything; what the message names is accepted."""

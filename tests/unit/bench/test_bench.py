@@ -64,6 +64,7 @@ def test_every_subject_has_its_text_and_every_measure_its_name() -> None:
     assert set(get_args(MeasureName)) == set(MEASURES)
 
 
+@pytest.mark.long
 def test_the_job_writes_its_figures(tmp_path: Path) -> None:
     """The real job on a real Ray, at a size that takes no time."""
     output = tmp_path / "figures.json"

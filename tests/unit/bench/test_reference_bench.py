@@ -158,13 +158,12 @@ def caches(config: ReferenceBenchmark, material: Material, tmp_path_factory: pyt
         run = run_config(config, material, 1, **options)
         place = str(tmp_path_factory.mktemp(tier))
         paths = (str(material.model_dir), str(material.tokens_dir), place)
-        actor, cache = (
-            ReferenceActor(PassSpec(run.model_dump(mode="json"), *paths, "0" * 32)),
-            ReferenceCache(Place(place)),
-        )
+        spec = PassSpec(run.model_dump(mode="json"), *paths, "0" * 32)
+        actor, cache = ReferenceActor(spec), ReferenceCache(Place(place))
         per_shard = run.reference.rows_per_shard
         wanted = pieces({"train": material.num_pairs}, per_shard, run.reference.tier == "hidden")
-        cache.finish(contents(cache, {piece: actor.compute(piece) for piece in wanted}, per_shard))
+        files = {piece: actor.compute(piece) for piece in wanted}
+        cache.finish(contents(cache, spec.key, files, per_shard))
         places[tier] = place
     return places
 
@@ -242,6 +241,7 @@ def test_a_live_reference_says_what_the_cache_says(
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 def test_every_step_is_timed_in_every_round(
     config: ReferenceBenchmark, material: Material, caches: dict[str, str]
 ) -> None:
@@ -252,6 +252,7 @@ def test_every_step_is_timed_in_every_round(
     assert min(time for times in seconds.values() for time in times) > 0
 
 
+@pytest.mark.long
 def test_passes_by_actors_are_timed_and_tables_drawn(
     config: ReferenceBenchmark, material: Material, tmp_path: Path, ray_here: None
 ) -> None:
