@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.digests import digest_file, seal, unseal
-from pipeline.disk import existing, fsync, link_if_absent
+from pipeline.disk import existing, fsync, link_if_absent, scratch_in, sweep
 from pipeline.errors import ArtifactError
 from pipeline.refusals import explained
 
@@ -88,7 +87,7 @@ class Store:
                 self._fs.makedirs(self._at("artifacts"), exist_ok=True)
                 if self._local:
                     self._staging_root.mkdir(parents=True, exist_ok=True)
-                    self._sweep_staging()
+                    sweep(self._staging_root)
             elif self._local:
                 _require_writable(existing(Path(self._base)))
 
@@ -179,23 +178,8 @@ class Store:
                 self._fs.rm(location, recursive=True)
 
     def _move_away(self, directory: Path) -> None:
-        with self._scratch(f"discarded-{directory.name[:12]}") as path:
+        with scratch_in(self._staging_root, f"discarded-{directory.name[:12]}-") as path:
             directory.rename(path)
-
-    @contextlib.contextmanager
-    def _scratch(self, name: str) -> Iterator[Path]:
-        """A path to make a directory at, removed at the end, or by a later job when this one is killed."""
-        path = self._staging_root / f"{name}-{uuid.uuid4().hex[:8]}"
-        lock_path = Path(f"{path}.lock")
-        try:
-            # The lock tells a later job that the directory is in use; the kernel drops it when the process dies.
-            with FileLock(lock_path):
-                try:
-                    yield path
-                finally:
-                    shutil.rmtree(path, ignore_errors=True)
-        finally:
-            lock_path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def stage(self, stage: str, key: str, description: Mapping[str, Any]) -> Iterator[Staging]:
@@ -209,8 +193,7 @@ class Store:
         """
         started = time.monotonic()
         what = f"storage {self.root!r} cannot be written"
-        with explained(what, within=self._staging_root), self._scratch(f"{stage}-{key[:12]}") as path:
-            path.mkdir(parents=True)
+        with explained(what, within=self._staging_root), scratch_in(self._staging_root, f"{stage}-{key[:12]}-") as path:
             staging = Staging(path, {})
             yield staging
             with explained(what):
@@ -267,14 +250,6 @@ class Store:
             if error.errno == errno.ENOTEMPTY:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
             raise
-
-    def _sweep_staging(self) -> None:
-        """Remove what killed jobs left behind: staging directories whose lock nobody holds."""
-        for lock_path in self._staging_root.glob("*.lock"):
-            lock = FileLock(lock_path, timeout=0)
-            with contextlib.suppress(Timeout), lock:
-                shutil.rmtree(lock_path.with_suffix(""), ignore_errors=True)
-                lock_path.unlink(missing_ok=True)
 
     # -- small objects -------------------------------------------------------------------------------------
 

@@ -97,12 +97,12 @@ class DiskFiles:
 
 
 @contextlib.contextmanager
-def scratch_in(parent: Path) -> Iterator[Path]:
+def scratch_in(parent: Path, prefix: str = "") -> Iterator[Path]:
     """A fresh directory below ``parent``, removed at the end; what killed processes left there is swept first."""
     make_directory(parent)
-    _sweep(parent)
-    path = parent / uuid.uuid4().hex[:12]
-    lock_path = path.with_suffix(".lock")
+    sweep(parent)
+    path = parent / f"{prefix}{uuid.uuid4().hex[:12]}"
+    lock_path = Path(f"{path}.lock")
     try:
         # The lock tells others that the directory is in use; the kernel drops it when the process dies.
         with FileLock(lock_path):
@@ -115,7 +115,8 @@ def scratch_in(parent: Path) -> Iterator[Path]:
         lock_path.unlink(missing_ok=True)
 
 
-def _sweep(parent: Path) -> None:
+def sweep(parent: Path) -> None:
+    """Remove what killed processes left of `scratch_in`: directories whose lock nobody holds."""
     for lock_path in parent.glob("*.lock"):
         lock = FileLock(lock_path, timeout=0)
         with contextlib.suppress(Timeout), lock:

@@ -181,15 +181,16 @@ class ReferenceCache:
         if names:
             self.place.remove(MANIFEST)
         for name in names:
-            if not self._agrees(name):  # somebody else may have repaired it since
-                self.place.remove(name)
+            match, stored = _NAME.fullmatch(name), self._stored(name)
+            if match is None or stored is None or not stored.sha256.startswith(match["digest"]):
+                self.place.remove(name)  # unless somebody else has repaired it since
 
     def commit(self, piece: Piece, local: Path) -> StoredFile:
         """Move a finished local file in, under the name of its content; it appears at once or not at all. A file that
         is there already stays untouched (an actor of a killed job may finish its shard late)."""
         digest = digest_file(local)
         stored = StoredFile(f"{piece.stem}-{digest[:16]}.safetensors", local.stat().st_size, digest)
-        if self.committed(piece) != stored:
+        if self._stored(stored.name) != stored:
             self.place.publish(local, stored.name)
         return stored
 
@@ -197,13 +198,11 @@ class ReferenceCache:
         """A file of this piece that is there and whole: another actor committed it before it died."""
         for name in self.place.names():
             match = _NAME.fullmatch(name)
-            if match and _piece(match) == piece and self._agrees(name):
-                return self._stored(name)
+            if match and _piece(match) == piece:
+                stored = self._stored(name)
+                if stored is not None and stored.sha256.startswith(match["digest"]):
+                    return stored
         return None
-
-    def _agrees(self, name: str) -> bool:
-        match, stored = _NAME.fullmatch(name), self._stored(name)
-        return match is not None and stored is not None and stored.sha256.startswith(match["digest"])
 
     def finish(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Write the manifest; the cache is there from now on."""

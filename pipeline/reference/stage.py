@@ -13,7 +13,6 @@ Which actor computes a shard never matters: a shard's content is a pure function
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +39,6 @@ class PassResult:
     manifest: dict[str, Any]
     computed: int
     """Files that this job computed; the others were there."""
-    seconds: float
 
 
 def run_reference(
@@ -62,19 +60,18 @@ def run_reference(
     """
     import pyarrow.parquet as pq
 
-    began = time.monotonic()
     parts = cache_parts(run, model_dir, tokens_dir)
     key = cache_key(parts)
     cache = ReferenceCache(root.below(key))
     found = cache.verify()
     if found.manifest is not None and found.whole:
-        return PassResult(cache.place.root, found.manifest, 0, time.monotonic() - began)
+        return PassResult(cache.place.root, found.manifest, 0)
     rows: dict[str, int] = {split: pq.read_metadata(tokens_dir / f"{split}.parquet").num_rows for split in SPLITS}
     spec = PassSpec(run.model_dump(mode="json"), str(model_dir), str(tokens_dir), cache.place.root, key)
     with cache.place.lock(lambda: say("another job computes this reference; waiting for it")):
         found = cache.verify()
         if found.manifest is not None and found.whole:
-            return PassResult(cache.place.root, found.manifest, 0, time.monotonic() - began)
+            return PassResult(cache.place.root, found.manifest, 0)
         if found.damaged:
             say(f"{cache.place.root}: {listed(found.damaged)}; computing what is lost again")
             cache.remove(found.damaged)
@@ -87,7 +84,7 @@ def run_reference(
         computed = _compute(run, spec, missing, rows, report, say)
         files = {piece: found.files.get(piece) or computed[piece] for piece in wanted}
         manifest = cache.finish(description | contents(cache, key, files, run.reference.rows_per_shard))
-    return PassResult(cache.place.root, manifest, len(missing), time.monotonic() - began)
+    return PassResult(cache.place.root, manifest, len(missing))
 
 
 def _compute(

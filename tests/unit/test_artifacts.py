@@ -4,7 +4,6 @@ import errno
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -223,28 +222,9 @@ class TestCrash:
         assert staged(store) == []
 
 
-@pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a file system in memory with the given options, or skips the test where that is forbidden."""
-    mounted: list[Path] = []
-
-    def do(options: str) -> Path:
-        place = tmp_path / "mounted"
-        place.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(place)]
-        if os.geteuid() or shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("mounting a file system needs root and the right to mount")
-        mounted.append(place)
-        return place
-
-    yield do
-    for place in mounted:
-        subprocess.run(["umount", str(place)], check=True)
-
-
 class TestRefusals:
-    def test_a_full_disk(self, mount: Callable[[str], Path]) -> None:
-        small = mount("size=128k")
+    def test_a_full_disk(self, small_disk: Callable[[str], Path]) -> None:
+        small = small_disk("size=128k")
         store = Store(str(small))
         with pytest.raises(ArtifactError, match="disk is full; free some space or set --storage"):  # noqa: SIM117
             with store.stage("data", KEY, {}) as staging:
@@ -258,8 +238,8 @@ class TestRefusals:
             store.put_if_absent("artifacts/x", bytes(2**16))
         assert not list(small.rglob("*.tmp"))
 
-    def test_a_read_only_disk(self, mount: Callable[[str], Path]) -> None:
-        root = mount("ro")
+    def test_a_read_only_disk(self, small_disk: Callable[[str], Path]) -> None:
+        root = small_disk("ro")
         for create in (True, False):
             with pytest.raises(ArtifactError, match=r"Read-only file system|Permission denied"):
                 Store(str(root / "runs"), create=create)
