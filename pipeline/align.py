@@ -217,7 +217,7 @@ class AlignmentRun:
                 )
             )
         names = tuple(stage.name for stage in stages)
-        options = {"recipe": self.recipe, "run": run.model_dump(mode="json", exclude={"cluster", "wandb"})}
+        options = {"recipe": self.recipe, "run": run.model_dump(mode="json", exclude={"cluster", "checkpoint", "wandb"})}
         return [*stages, Stage("report", 1, self._report, options=options, inputs=names)]
 
     # -- what the stages do --------------------------------------------------------------------------------

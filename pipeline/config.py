@@ -147,6 +147,28 @@ class OptimConfig(Section):
     """DeepSpeed ZeRO stage."""
 
 
+class GuardConfig(Section):
+    """What training does about bad numbers. These options change what is learnt, so they are part of its key."""
+
+    max_skipped_steps: int = Field(10, ge=0)
+    """A step whose loss or gradient is not finite changes nothing and is counted; one more than this many ends the
+    run. The rows of every such batch are written down."""
+    on_spike: Literal["log", "roll_back"] = "log"
+    """What to do when the loss jumps: note it, or go back to the last good checkpoint and on from there at a lower
+    rate."""
+    spike_deviations: PositiveFloat = 10.0
+    """A loss is a spike when it lies this many deviations (1.4826 times the median absolute one) above the median of
+    the last 'spike_window' losses."""
+    spike_window: int = Field(32, ge=8)
+    """Losses that a new one is compared with; none is judged before so many have been seen."""
+    roll_back_every_steps: PositiveInt = 50
+    """roll_back: a checkpoint is kept every so many steps to go back to."""
+    roll_back_lr_factor: float = Field(0.5, gt=0, lt=1)
+    """roll_back: the rate is multiplied by this, every time."""
+    max_roll_backs: int = Field(2, ge=0)
+    """roll_back: a spike after so many ends the run."""
+
+
 class SFTConfig(Section):
     """Fine-tuning of the base model before alignment; its result is the reference.
 
@@ -165,6 +187,7 @@ class SFTConfig(Section):
     """Train on response tokens only, or on prompt tokens too (for a model built from scratch)."""
     seed: int = Field(0, ge=0)
     optim: OptimConfig = OptimConfig()
+    guard: GuardConfig = GuardConfig()
 
     @model_validator(mode="after")
     def _check(self) -> SFTConfig:
@@ -237,6 +260,17 @@ class RiskConfig(Section):
         return self
 
 
+class CheckpointConfig(Section):
+    """What is kept of a training under way, so that a killed one goes on. Changes no result and no key."""
+
+    every_s: PositiveFloat = 40.0
+    """Seconds from one checkpoint to the next: about what a kill costs."""
+    every_steps: PositiveInt | None = None
+    """Also after every so many optimiser steps."""
+    keep: PositiveInt = 2
+    """Newest checkpoints kept; all are removed when the training's result is committed."""
+
+
 class TrainConfig(Section):
     epochs: PositiveInt = 1
     max_steps: PositiveInt | None = None
@@ -252,6 +286,7 @@ class TrainConfig(Section):
     from it. Pairs longer than a block are slower."""
     seed: int = Field(0, ge=0)
     optim: OptimConfig = OptimConfig()
+    guard: GuardConfig = GuardConfig()
 
 
 class EvaluationConfig(Section):
@@ -299,6 +334,12 @@ class ClusterConfig(Section):
     """For the actors that host the reference or sample."""
     gpus_per_actor: float = Field(0, ge=0)
     max_actors: PositiveInt = 2
+    min_workers: PositiveInt = 1
+    """After the loss of a node training goes on with as many workers as still fit, but not with fewer than this."""
+    max_failures: int = Field(5, ge=0)
+    """Times that the train workers may die, or their cluster fail, without one new checkpoint in between."""
+    hang_s: PositiveFloat = 600.0
+    """Train workers that make no step for so long are killed and started again."""
     autoscaling: bool = False
     """The cluster grows on demand: wait for resources instead of refusing the run."""
     resource_wait_s: PositiveFloat = 1800.0
@@ -343,10 +384,16 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     wandb: WandbConfig = WandbConfig()
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
+        if self.cluster.min_workers > self.cluster.num_workers:
+            raise ValueError(
+                f"cluster.min_workers ({self.cluster.min_workers}) is above cluster.num_workers "
+                f"({self.cluster.num_workers}): lower the former or raise the latter"
+            )
         fault = tier_fault(self.reference.tier, self.loss.method, self.risk.measure)
         if fault:
             raise ValueError(fault)
