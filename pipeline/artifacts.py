@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.claims import claim, sweep_claims
 from pipeline.digests import digest_file, seal, unseal
 from pipeline.disk import existing, fsync, link_if_absent, scratch_in, sweep
 from pipeline.errors import ArtifactError
@@ -88,6 +89,7 @@ class Store:
                 if self._local:
                     self._staging_root.mkdir(parents=True, exist_ok=True)
                     sweep(self._staging_root)
+                    sweep_claims(Path(self._at("claims")))
             elif self._local:
                 _require_writable(existing(Path(self._base)))
 
@@ -180,6 +182,21 @@ class Store:
     def _move_away(self, directory: Path) -> None:
         with scratch_in(self._staging_root, f"discarded-{directory.name[:12]}-") as path:
             directory.rename(path)
+
+    @contextlib.contextmanager
+    def claim(self, stage: str, key: str, waiting: Callable[[str], None]) -> Iterator[None]:
+        """Hold the making of an artefact, so that jobs that need it at the same time make it once (`pipeline.claims`).
+
+        On a remote store there is nothing to hold, and each job makes its own.
+
+        Args:
+            waiting: called once with who holds it, when somebody else does.
+        """
+        with contextlib.ExitStack() as stack:
+            if self._local:
+                with explained(f"storage {self.root!r} cannot be written"):
+                    stack.enter_context(claim(Path(self._at("claims")), f"{stage}-{key}", waiting))
+            yield
 
     @contextlib.contextmanager
     def stage(self, stage: str, key: str, description: Mapping[str, Any]) -> Iterator[Staging]:

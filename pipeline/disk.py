@@ -85,15 +85,20 @@ class DiskFiles:
     def lock(self, waiting: Callable[[], None]) -> Iterator[None]:
         make_directory(self._directory)
         lock = FileLock(self._directory / ".lock", poll_interval=0.2)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            waiting()
-            lock.acquire()
+        acquire(lock, waiting)
         try:
             yield
         finally:
             lock.release()
+
+
+def acquire(lock: FileLock, waiting: Callable[[], None], patience_s: float = 0.0) -> None:
+    """Take a lock; ``waiting`` is called once when somebody else has held it for ``patience_s``."""
+    try:
+        lock.acquire(timeout=patience_s)
+    except Timeout:
+        waiting()
+        lock.acquire()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 The key of a stage is a digest of its own options, its declared version, the versions of the libraries it
 computes with, the contents it reads from outside, and the keys of its inputs. A stage whose artefact is
-committed is not run; running the same job again is therefore the resume. Independent stages run side by side.
+committed is not run; running the same job again is therefore the resume. Independent stages run side by side. Of
+several jobs that need a stage at the same time one runs it, and the others wait for its result.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def execute(
 
     def work(item: PlannedStage) -> None:
         try:
-            results.put((item.stage.name, _run_stage(item, artifacts, store, observer)))
+            results.put((item.stage.name, _obtain(item, planned, artifacts, store, observer)))
         except BaseException as error:
             results.put((item.stage.name, error))
 
@@ -178,6 +179,27 @@ def _reuse(item: PlannedStage, store: Store, observer: Observer, check: bool) ->
         return None
     observer.stage_reused(name)
     return artifact
+
+
+def _obtain(
+    item: PlannedStage,
+    planned: Mapping[str, PlannedStage],
+    artifacts: Mapping[str, Artifact],
+    store: Store,
+    observer: Observer,
+) -> Artifact:
+    """Run a stage, or take what another job made of it meanwhile.
+
+    Two jobs cannot wait for each other: a job claims a stage when its inputs are there, and lets go when it ends.
+    """
+    name = item.stage.name
+
+    def waiting(owner: str) -> None:
+        observer.line(f"{name}: another job computes this ({owner}); waiting for its result")
+
+    with store.claim(name, item.key, waiting):
+        made = _reuse(item, store, observer, is_read(item, planned, store))
+        return _run_stage(item, artifacts, store, observer) if made is None else made
 
 
 def _run_stage(item: PlannedStage, artifacts: Mapping[str, Artifact], store: Store, observer: Observer) -> Artifact:

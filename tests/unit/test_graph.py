@@ -1,8 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +291,99 @@ class TestChecks:
         seen = Recorder()
         execute(up_to(self.planned(["the cache is gone"]), "b"), store, seen)
         assert seen.of("started") == ["b"]
+
+
+JOB = """
+import sys, time
+from pathlib import Path
+from pipeline.artifacts import Store
+from pipeline.graph import Stage, execute, plan
+
+folder = Path(sys.argv[1])
+
+class Print:
+    def __getattr__(self, kind):
+        return lambda *what: print(kind, *what, flush=True)
+
+def work(context):
+    (folder / "runs").open("a").write("x")
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+    if (folder / "fail").exists():
+        (folder / "fail").unlink()
+        raise ValueError("once")
+    (context.out_dir / "text").write_text("b")
+
+stages = [Stage("a", 1, lambda context: None), Stage("b", 1, work, inputs=("a",))]
+execute(plan(stages, {}), Store(str(folder / "store")), Print())
+"""
+
+
+class TestTwoJobs:
+    """Two processes need stage b, which takes until there is a file ``go``; the first one has begun it."""
+
+    @pytest.fixture
+    def jobs(self, tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
+        started: list[subprocess.Popen[str]] = []
+        for last in ("stage_started b", "line b: another job computes this"):
+            process = subprocess.Popen(
+                [sys.executable, "-c", JOB, str(tmp_path)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            started.append(process)
+            assert process.stdout is not None
+            said = ""
+            while not said.startswith(last):
+                said = process.stdout.readline()
+                assert said, process.communicate()[1]
+        assert f"(process {started[0].pid} on " in said
+        yield started
+        for process in started:
+            process.kill()
+            process.communicate()
+
+    def finish(self, process: subprocess.Popen[str]) -> list[str]:
+        """What it still says; it ends well."""
+        said, complaint = process.communicate(timeout=60)
+        assert process.returncode == 0, complaint
+        return [" ".join(line.split()[:2]) for line in said.splitlines()]
+
+    def test_the_second_takes_what_the_first_makes(self, jobs: list[subprocess.Popen[str]], tmp_path: Path) -> None:
+        (tmp_path / "go").touch()
+        assert self.finish(jobs[0]) == ["stage_finished b"]
+        assert self.finish(jobs[1]) == ["stage_reused b"]
+        assert (tmp_path / "runs").read_text() == "x"
+        assert list((tmp_path / "store" / "claims").iterdir()) == []
+
+    def test_the_second_goes_on_where_the_first_is_killed(
+        self, jobs: list[subprocess.Popen[str]], tmp_path: Path
+    ) -> None:
+        os.kill(jobs[0].pid, signal.SIGKILL)
+        jobs[0].wait()
+        deadline = time.monotonic() + 30
+        while (tmp_path / "runs").read_text() != "xx":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        (tmp_path / "go").touch()
+        assert self.finish(jobs[1]) == ["stage_started b", "stage_finished b"]
+        assert list((tmp_path / "store" / "claims").iterdir()) == []
+
+    def test_the_second_goes_on_where_the_first_fails(self, jobs: list[subprocess.Popen[str]], tmp_path: Path) -> None:
+        (tmp_path / "fail").touch()
+        (tmp_path / "go").touch()
+        assert jobs[0].wait(60) == 1
+        assert self.finish(jobs[1]) == ["stage_started b", "stage_finished b"]
+
+
+def test_what_another_job_has_made_meanwhile_is_not_made_again(tmp_path: Path) -> None:
+    """Nobody holds it any more when its turn comes: job two looked before job one began."""
+    planned, store, seen = plan(diamond(), VERSIONS), Store(str(tmp_path)), Recorder()
+    execute(planned, store, Recorder())
+    execute(planned, store, seen, have={})
+    assert sorted(seen.of("reused")) == ["a", "b", "c", "d"]
+    assert seen.of("started") == []
 
 
 def test_up_to_a_stage_is_it_and_what_it_needs() -> None:
