@@ -23,6 +23,7 @@ from typing import Any
 
 from pipeline.artifacts import Artifact, Store
 from pipeline.catalogue import measure_label
+from pipeline.checkpoints.directory import RunDirectory
 from pipeline.config import BUILD_GPT_NEOX, MADE_BY_THE_JOB, RISK_METHODS, LossConfig, RunConfig
 from pipeline.graph import PlannedStage, Stage, StageContext, plan, up_to
 from pipeline.models.source import ModelSource, resolve_model
@@ -217,7 +218,8 @@ class AlignmentRun:
                 )
             )
         names = tuple(stage.name for stage in stages)
-        options = {"recipe": self.recipe, "run": run.model_dump(mode="json", exclude={"cluster", "checkpoint", "wandb"})}
+        described = run.model_dump(mode="json", exclude={"cluster", "checkpoint", "wandb"})
+        options = {"recipe": self.recipe, "run": described}
         return [*stages, Stage("report", 1, self._report, options=options, inputs=names)]
 
     # -- what the stages do --------------------------------------------------------------------------------
@@ -298,7 +300,8 @@ class AlignmentRun:
         self._train("align", self._reference.path(context), self.cache_place(context.inputs["reference"]), context)
 
     def _train(self, kind: Any, model_dir: Path, reference: str | None, context: StageContext) -> None:
-        from pipeline.training.worker import TrainSpec, run_training
+        from pipeline.training.spec import TrainSpec
+        from pipeline.training.stage import run_training
 
         name = f"{self.recipe}-{kind}-{self.planned[kind].key[:8]}"
         spec = TrainSpec(
@@ -308,15 +311,42 @@ class AlignmentRun:
             tokens_dir=str(context.inputs["tokens"].path),
             reference=reference,
             out_dir=str(context.out_dir),
+            run_dir=str(self.run_directory(kind)),
+            identity=self._identity(kind, reference),
             wandb_dir=str(self.storage / "wandb"),
             name=name,
         )
-        context.info |= run_training(spec, self.storage / "ray_train", context.progress)
+        result = run_training(spec, self.storage / "ray_train", context.progress, context.say)
+        context.info |= dataclasses.asdict(result)
         record = _read_json(context.out_dir / "training.json")
+        skipped = f", {record['skipped_steps']} left out" if record["skipped_steps"] else ""
+        tries = f", {result.attempts} attempts" if result.attempts > 1 else ""
         context.info["note"] = (
-            f"{record['steps']:,} steps, {record['workers']} workers, ZeRO-{record['zero_stage']}, "
-            f"{context.info['seconds_per_step']:.2f} s a step"
+            f"{record['steps']:,} steps{skipped}, {record['workers']} workers, ZeRO-{record['zero_stage']}, "
+            f"{result.seconds_per_step:.2f} s a step{tries}"
         )
+
+    def run_directory(self, kind: str) -> Path:
+        """Where a training stage keeps its checkpoints until its artefact is committed."""
+        return self.storage / "checkpoints" / f"{kind}-{self.planned[kind].key[:16]}"
+
+    def _identity(self, kind: str, reference: str | None) -> dict[str, Any]:
+        made_from = self.planned[kind].made_from
+        model = made_from["inputs"].get(self._reference.stage if kind == "align" else self._base.stage)
+        return {
+            "options": made_from["options"],
+            "libraries": made_from["libraries"],
+            "data": made_from["inputs"]["tokens"],
+            "model": model or made_from["contents"]["model"],
+            "reference": reference and Path(reference).name,
+        }
+
+    def remove_checkpoints(self) -> None:
+        """Remove what no committed training needs any more, also of a job that was killed before it came to that."""
+        store = Store(str(self.storage), create=False)
+        for kind in ("sft", "align"):
+            if kind in self.planned and store.exists(kind, self.planned[kind].key):
+                RunDirectory(self.run_directory(kind), {}).remove()
 
     def _sample(self, context: StageContext, model: ModelAt) -> None:
         from pipeline.data.encode import check_sampling

@@ -106,6 +106,20 @@ def node_resources() -> list[dict[str, float]]:
     return [node["Resources"] for node in _nodes()]
 
 
+def remove_placement_groups() -> None:
+    """Give back what this job's placement groups hold: one outlives the process that made it (Ray Train's
+    controller) for as long as the job's driver lives."""
+    import ray
+    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+    with contextlib.suppress(ray.exceptions.RayError):
+        job = ray.get_runtime_context().get_job_id()
+        for name, group in placement_group_table().items():
+            # The last four bytes of a group's id are those of the job that made it.
+            if name.endswith(job) and group["state"] != "REMOVED":
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
+
+
 def _running_here() -> str | None:
     """Address of a cluster that ``ray start`` made on this machine and that still answers."""
     # Where Ray writes it; asking Ray would import it before its environment is decided.

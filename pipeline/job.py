@@ -71,7 +71,9 @@ def _run(request: JobRequest, job: str, title: str, until: str | None, finish: F
         from pipeline.align import AlignmentRun
 
         run = AlignmentRun(_name(request), request.run, storage, until)
-        finish(run, _execute(run, store, console), console)
+        result = _execute(run, store, console)
+        run.remove_checkpoints()
+        finish(run, result, console)
     return 0
 
 

@@ -20,9 +20,19 @@ class _Relay:
     def __init__(self) -> None:
         self._latest: tuple[float, float, str] | None = None
         self._result: dict[str, float] = {}
+        self._workers: list[Any] = []
+        self._heard = time.monotonic()
 
     def put(self, done: float, total: float, note: str) -> None:
         self._latest = (done, total, note)
+        self._heard = time.monotonic()
+
+    def join(self, worker: Any) -> None:
+        self._workers.append(worker)
+        self._heard = time.monotonic()
+
+    def silence(self) -> tuple[float, list[Any]]:
+        return (time.monotonic() - self._heard if self._workers else 0.0), self._workers
 
     def get(self) -> tuple[float, float, str] | None:
         return self._latest

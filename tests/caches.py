@@ -41,13 +41,13 @@ def random_pairs(count: int, seed: int = 0, vocab: int = 40) -> list[PairTokens]
     return made
 
 
-def description(rows: Mapping[str, int], options: ReferenceConfig) -> dict[str, object]:
+def description(rows: Mapping[str, int], options: ReferenceConfig, tokenizer: str = TOKENIZER) -> dict[str, object]:
     compute = {"dtype": "float32", "device": "cpu", "threads": 1, "batch_tokens": options.batch_tokens}
     return {
         "key": KEY,
         "made_from": {
             "model": "5" * 64,
-            "tokenizer": TOKENIZER,
+            "tokenizer": tokenizer,
             "truncation": {"max_prompt_tokens": 6, "max_response_tokens": 12, "overlong": "drop"},
             "data": dict.fromkeys(rows, "6" * 64),
             "tier": {"name": options.tier},
@@ -76,13 +76,17 @@ def write_piece(
 
 
 def write_cache(
-    root: str | Path, model: nn.Module, splits: Mapping[str, Sequence[PairTokens]], **options: object
+    root: str | Path,
+    model: nn.Module,
+    splits: Mapping[str, Sequence[PairTokens]],
+    tokenizer: str = TOKENIZER,
+    **options: object,
 ) -> Place:
-    """A finished cache at ``root``; ``options`` are those of `ReferenceConfig`."""
+    """A finished cache at ``root``; ``tokenizer`` is its digest, ``options`` are those of `ReferenceConfig`."""
     config = ReferenceConfig(**({"rows_per_shard": 3, "batch_tokens": 64} | options))  # type: ignore[arg-type]
     cache = ReferenceCache(Place(str(root)))
     rows = {split: len(pairs) for split, pairs in splits.items()}
-    said = description(rows, config)
+    said = description(rows, config, tokenizer)
     cache.start(said)
     wanted = pieces(rows, config.rows_per_shard, config.tier == "hidden")
     files = {piece: write_piece(cache, piece, model, splits.get(piece.split, ()), config) for piece in wanted}

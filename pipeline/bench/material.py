@@ -37,7 +37,7 @@ from pipeline.models.smollm2 import convert_gguf, find_gguf
 from pipeline.models.source import resolve_model
 from pipeline.records import PairRow, PairTokens, TextTokens
 from pipeline.training import engine as engines
-from pipeline.training.loop import LoopPlan, train
+from pipeline.training.loop import Listener, LoopPlan, train
 from pipeline.training.sft import SFTTask
 
 WARM_UP_PAIRS = 2
@@ -185,7 +185,7 @@ def fine_tune(source: Path, reviews: Sequence[Review], steps: int, out_dir: Path
         task = SFTTask(rows, options, tokenizer.eos_token_id, 64 * 2**20)
         engine = engines.Engine(source, optim, torch.float32, torch.device("cpu"), 1)
         plan = LoopPlan(steps, options.batch_size, options.micro_batch_size, 0, 0, optim)
-        train(engine, task, None, plan, lambda row: None, lambda done, total, note: None)
+        train(engine, task, None, plan, Listener())
         engine.save(out_dir, tokenizer)
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipeline.checkpoints.layout import Slice
+from pipeline.checkpoints.reader import CheckpointReader
 from pipeline.config import OptimConfig
 from pipeline.errors import TrainingError
 from pipeline.models.load import load_model, weights_digest
+from pipeline.training.partition import adam_steps, local_slices, set_adam_steps
 from pipeline.training.policy import PolicyWithObjective
 from pipeline.training.task import Batch, Task
 
@@ -35,6 +40,18 @@ def prepare_process(device: torch.device) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+@dataclass(frozen=True)
+class StepResult:
+    """One optimiser step, the same on every rank."""
+
+    sums: Tensor
+    """Metric sums over all ranks ``[len(task.metric_names)]``; not to be used when there is a fault."""
+    grad_norm: float
+    """Norm of the gradient, before clipping."""
+    fault: str | None
+    """``"loss"`` or ``"gradient"``, whichever was not finite: the weights and moments are then those from before."""
+
+
 class Engine:
     """A policy under DeepSpeed.
 
@@ -44,17 +61,26 @@ class Engine:
         optim: optimiser options; AdamW with betas (0.9, 0.999).
         dtype: of the weights; bfloat16 keeps float32 master weights.
         micro_batches: forward and backward passes per optimiser step.
+        resume: a checkpoint to go on from, written with any number of workers; ``source`` then gives the shape only.
 
     Raises:
-        TrainingError: when the weights inside the engine differ from the source's.
+        TrainingError: when the weights inside the engine differ from the source's, or from the checkpoint's.
     """
 
     def __init__(
-        self, source: Path, optim: OptimConfig, dtype: torch.dtype, device: torch.device, micro_batches: int
+        self,
+        source: Path,
+        optim: OptimConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        micro_batches: int,
+        resume: CheckpointReader | None = None,
     ) -> None:
         import deepspeed
 
         model = load_model(source, dtype)
+        if resume is not None:
+            _load_weights(model, resume)
         loaded = weights_digest(model.named_parameters()) if torch.distributed.get_rank() == 0 else ""
         config: dict[str, Any] = {
             # Only the ratio of the first two matters to DeepSpeed; sequence lengths and row counts are ours.
@@ -88,21 +114,19 @@ class Engine:
         self.rank: int = torch.distributed.get_rank()
         self.world_size: int = torch.distributed.get_world_size()
         self.micro_batches = micro_batches
-        # Without partitioning and in float32 DeepSpeed clips but does not tell the norm.
-        self._unpartitioned = optim.zero_stage == 0 and dtype == torch.float32
-        self.grad_norm = 0.0
-        """Norm of the last step's gradient, before clipping."""
-        self.source_digest = self._check_weights(source, dtype, loaded)
+        self.zero_stage = optim.zero_stage
+        self.weights_digest = self._check_weights(None if resume else source, dtype, loaded)
+        """Digest of the weights that this engine started from (rank 0)."""
+        if resume is not None:
+            self._restore(resume)
 
     # -- steps ---------------------------------------------------------------------------------------------
 
-    def train_step(self, micro_batches: Sequence[Batch], task: Task, normaliser: float, lr: float) -> Tensor:
-        """One optimiser step on this rank's micro-batches; returns metric sums over all ranks.
+    def train_step(self, micro_batches: Sequence[Batch], task: Task, normaliser: float, lr: float) -> StepResult:
+        """One optimiser step on this rank's micro-batches.
 
-        The gradient is that of (sum of losses over the global batch) / ``normaliser``.
-
-        Raises:
-            TrainingError: when the loss or the gradient is not finite; the weights are then not to be used.
+        The gradient is that of (sum of losses over the global batch) / ``normaliser``. A loss or a gradient that is
+        not finite on any rank never reaches the optimiser, on no rank and in no dtype: the step changes nothing.
         """
         assert len(micro_batches) == self.micro_batches
         self._engine.train()
@@ -118,19 +142,51 @@ class Engine:
             sums += torch.cat([metrics.detach().float(), loss.detach().float().reshape(1)])
             self._engine.backward(loss * scale)
         torch.distributed.all_reduce(sums)
-        if not bool(torch.isfinite(sums).all()):
-            raise TrainingError(
-                "the loss is not finite: a response has probability zero under the policy, or training diverged; "
-                "lower train.optim.lr or raise loss.beta"
-            )
-        if self._unpartitioned:
-            self.grad_norm = float(torch.nn.utils.get_total_norm(self._gradients()))
-        self._engine.step()
-        if not self._unpartitioned:
-            self.grad_norm = float(self._engine.get_global_grad_norm())
-        if not math.isfinite(self.grad_norm):
-            raise TrainingError("the gradient is not finite: training diverged; lower train.optim.lr")
-        return sums[:-1]
+        grad_norm = self._gradient_norm()
+        fault = None
+        # Sums are the same everywhere, but one decision that all share must not hang on that.
+        if self.agree(not bool(torch.isfinite(sums).all())):
+            fault = "loss"
+        elif self.agree(not math.isfinite(grad_norm)):
+            fault = "gradient"
+        with self._held() if fault else contextlib.nullcontext():
+            self._engine.step()
+        return StepResult(sums[:-1], grad_norm, fault)
+
+    def agree(self, flag: bool) -> bool:
+        """Whether any rank says so; every rank must ask."""
+        said = torch.tensor([int(flag)], dtype=torch.int32, device=self.device)
+        torch.distributed.all_reduce(said, op=torch.distributed.ReduceOp.MAX)
+        return bool(said.item())
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """Let DeepSpeed do all that belongs to a step (counting, dropping the gradient) but the update itself."""
+        inner = self._engine.basic_optimizer
+        inner.step = lambda *args, **kwargs: None
+        try:
+            yield
+        finally:
+            del inner.step
+
+    def _gradient_norm(self) -> float:
+        """Norm of the accumulated gradient over all ranks, before clipping."""
+        square = torch.nn.utils.get_total_norm(list(self._gradients())).double() ** 2
+        if self.zero_stage:
+            torch.distributed.all_reduce(square)
+        return math.sqrt(square.item())
+
+    def _gradients(self) -> Iterator[Tensor]:
+        """This rank's part of the gradient; all of it without partitioning."""
+        if self.zero_stage == 3:
+            from deepspeed.utils import safe_get_local_grad
+
+            yield from (safe_get_local_grad(parameter) for parameter in self._engine.module.parameters())
+        elif self.zero_stage:
+            for group in self._engine.optimizer.averaged_gradients.values():
+                yield from group
+        else:
+            yield from (one.grad for one in self._engine.module.parameters() if one.grad is not None)
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Iterable[Batch], task: Task) -> Tensor:
@@ -147,9 +203,6 @@ class Engine:
         if not bool(torch.isfinite(sums).all()):
             raise TrainingError("a validation metric is not finite: training diverged; lower train.optim.lr")
         return sums
-
-    def _gradients(self) -> list[Tensor]:
-        return [parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None]
 
     def _to_device(self, batch: Batch) -> dict[str, Tensor]:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
@@ -185,20 +238,62 @@ class Engine:
         tokenizer.save_pretrained(out_dir)
         return weights_digest(gathered.items())
 
-    def _check_weights(self, source: Path, dtype: torch.dtype, loaded: str) -> str:
-        """Digest of what the engine holds (rank 0), equal to what was loaded and to what the files hold."""
+    # -- checkpoints ---------------------------------------------------------------------------------------
+
+    def slices(self) -> list[Slice]:
+        """This rank's part of every master weight and of Adam's moments, as views into the optimiser's memory."""
+        return local_slices(self._engine, self._engine.module.model, self.zero_stage, self.rank, self.world_size)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter, whole."""
+        named = self._engine.module.model.named_parameters()
+        return {name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in named}
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """What the optimiser knows beside the moments, for JSON: its steps and the options of its groups."""
+        groups = [
+            {name: value for name, value in group.items() if name != "params" and not isinstance(value, Tensor)}
+            for group in self._engine.basic_optimizer.param_groups
+        ]
+        return {"type": "AdamW", "steps": adam_steps(self._engine), "groups": groups}
+
+    def _restore(self, checkpoint: CheckpointReader) -> None:
+        """Put a checkpoint's numbers into the optimiser; the weights inside the model are its already."""
+        state = checkpoint.manifest["optimizer"]
+        for part in self.slices():
+            stop = part.start + part.weight.numel()
+            part.weight.copy_(checkpoint.read("weight", part.name, part.start, stop))
+            part.exp_avg.copy_(checkpoint.read("exp_avg", part.name, part.start, stop))
+            part.exp_avg_sq.copy_(checkpoint.read("exp_avg_sq", part.name, part.start, stop))
+        set_adam_steps(self._engine, state["steps"])
+        for group, saved in zip(self._engine.basic_optimizer.param_groups, state["groups"], strict=True):
+            group.update({name: tuple(value) if name == "betas" else value for name, value in saved.items()})
+
+    def _check_weights(self, source: Path | None, dtype: torch.dtype, loaded: str) -> str:
+        """Digest of what the engine holds (rank 0), equal to what was loaded and to what the source's files hold."""
         gathered = dict(self.weights())
         verdict: list[str] = [""]
         digest = ""
         if self.rank == 0:
             digest = weights_digest(gathered.items())
-            verdict[0] = _first_difference(gathered, source, dtype)
+            if source is not None:
+                verdict[0] = _first_difference(gathered, source, dtype)
             if not verdict[0] and digest != loaded:
                 verdict[0] = "partitioning changed a parameter"
         torch.distributed.broadcast_object_list(verdict, src=0)
         if verdict[0]:
-            raise TrainingError(f"the weights inside the training engine differ from {source}: {verdict[0]}")
+            where = source or "the checkpoint's"
+            raise TrainingError(f"the weights inside the training engine differ from {where}: {verdict[0]}")
         return digest
+
+
+@torch.no_grad()
+def _load_weights(model: torch.nn.Module, checkpoint: CheckpointReader) -> None:
+    named = dict(model.named_parameters())
+    if {name: tuple(parameter.shape) for name, parameter in named.items()} != checkpoint.shapes:
+        raise TrainingError(f"{checkpoint.path} holds other parameters than the model has")
+    for name, parameter in named.items():
+        parameter.copy_(checkpoint.whole("weight", name))
 
 
 def _first_difference(gathered: dict[str, Tensor], source: Path, dtype: torch.dtype) -> str:

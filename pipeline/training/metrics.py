@@ -1,8 +1,7 @@
-"""Training metrics: JSON lines always, Weights & Biases beside them."""
+"""Training metrics in Weights & Biases, beside the JSON lines of the run directory."""
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from types import TracebackType
@@ -22,32 +21,27 @@ def wandb_mode(config: WandbConfig) -> Any:
     return "online" if has_key else "offline"
 
 
-class MetricsLog:
-    """Writes rows to a JSONL file and to W&B. Use as a context manager."""
+class Tracker:
+    """Sends rows of metrics to W&B. Use as a context manager."""
 
-    def __init__(
-        self, path: Path, wandb_config: WandbConfig, wandb_dir: Path, name: str, run_config: dict[str, Any]
-    ) -> None:
-        self._file = path.open("w", encoding="utf-8")
+    def __init__(self, config: WandbConfig, directory: Path, name: str, run_config: dict[str, Any]) -> None:
         self._run: Any = None
-        mode = wandb_mode(wandb_config)
+        mode = wandb_mode(config)
         if mode != "disabled":
-            wandb_dir.mkdir(parents=True, exist_ok=True)
-            self._run = _start_wandb(wandb_config, mode, wandb_dir, name, run_config)
+            directory.mkdir(parents=True, exist_ok=True)
+            self._run = _start_wandb(config, mode, directory, name, run_config)
 
-    def __enter__(self) -> MetricsLog:
+    def __enter__(self) -> Tracker:
         return self
 
     def __call__(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
         if self._run is not None:
-            skip = ("step", "split")
-            self._run.log({f"{row['split']}/{k}": v for k, v in row.items() if k not in skip}, step=row["step"])
+            numbers = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "step"}
+            self._run.log({f"{row['split']}/{name}": value for name, value in numbers.items()}, step=row["step"])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._file.close()
         if self._run is not None:
             self._run.finish(exit_code=0 if error is None else 1)
 
@@ -61,6 +55,8 @@ def _start_wandb(config: WandbConfig, mode: Any, directory: Path, name: str, run
             project=config.project,
             entity=config.entity,
             name=name,
+            id=name,  # so that a training that goes on after a crash is the same run there
+            resume=None if mode == "offline" else "allow",
             config=run_config,
             dir=str(directory),
             mode=mode,

@@ -61,6 +61,9 @@ class PreferenceTask:
     def normaliser(self, rows: Sequence[int]) -> float:
         return float(len(rows))
 
+    def row_id(self, row: int) -> str:
+        return self._pairs[row].row_id
+
     def collate(self, rows: Sequence[int | None]) -> Batch:
         pairs = [None if row is None else self._pairs[row] for row in rows]
         prompts: list[list[int]] = [pair.prompt_ids if pair else [] for pair in pairs]

@@ -34,6 +34,9 @@ class SFTTask:
     def normaliser(self, rows: Sequence[int]) -> float:
         return float(max(1, sum(self._num_scored(self._rows[row]) for row in rows)))
 
+    def row_id(self, row: int) -> str:
+        return self._rows[row].row_id
+
     def collate(self, rows: Sequence[int | None]) -> Batch:
         chosen = [None if row is None else self._rows[row] for row in rows]
         return pad_sequences(

@@ -22,6 +22,9 @@ class Task(Protocol):
     def normaliser(self, rows: Sequence[int]) -> float:
         """What the summed loss of a *global* batch is divided by (pairs, tokens); worker count never enters."""
 
+    def row_id(self, row: int) -> str:
+        """What the data call a row."""
+
     def collate(self, rows: Sequence[int | None]) -> Batch:
         """One micro-batch; None is padding with weight zero."""
 

@@ -1,162 +1,196 @@
-"""What one train worker does, and the Ray Train group of such workers."""
+"""What one train worker does: build task and engine, go on from where the run is, train, save."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-import uuid
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pipeline.cluster import ray_errors
+from pipeline.checkpoints.directory import Checkpoint, RunDirectory
+from pipeline.checkpoints.journal import Cursor, Journal
+from pipeline.checkpoints.layout import MANIFEST, METRICS, SKIPPED, step_name
 from pipeline.config import RunConfig
-from pipeline.progress import Report, relayed, reporter
+from pipeline.digests import unseal
+from pipeline.progress import reporter
+from pipeline.training.spec import TrainSpec
+from pipeline.training.state import LoopState
+
+WRITER_WAIT_S = 120.0
+"""For the worker of an earlier job, whose cluster has still to notice that its driver is dead."""
+
+SKIPPED_ROWS = "skipped.jsonl"
 
 
-@dataclass(frozen=True)
-class TrainSpec:
-    """One training stage: everything is a path or plain data, for it crosses process borders."""
+def work(config: dict[str, Any]) -> None:
+    """Runs in every worker of the Ray Train group; rank 0 writes what belongs to all.
 
-    kind: Literal["sft", "align"]
-    run: dict[str, Any]
-    """`RunConfig` as JSON."""
-    model_dir: str
-    tokens_dir: str
-    reference: str | None
-    """Where the reference cache is: a directory or a URL."""
-    out_dir: str
-    wandb_dir: str
-    name: str
-
-
-def run_training(spec: TrainSpec, scratch: Path, report: Report) -> dict[str, float]:
-    """Run the spec in a group of workers, wait for it, and return its timings (``seconds_per_step``).
-
-    Raises:
-        PipelineError: what a worker raised for the user.
-        ClusterError: when a worker process died.
+    Args:
+        config: ``spec``, ``relay`` (an actor of `pipeline.progress`) and ``resume``: step of the verified checkpoint
+            to go on from, or None.
     """
-    import ray
-    from ray.train import FailureConfig, ScalingConfig
-    from ray.train import RunConfig as RayRunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    cluster = RunConfig.model_validate(spec.run).cluster
-    use_gpu = cluster.gpus_per_worker > 0
-    name = f"{spec.name}-{uuid.uuid4().hex[:8]}"
-    resources: dict[str, float] = {"CPU": cluster.cpus_per_worker}
-    if use_gpu:
-        resources["GPU"] = cluster.gpus_per_worker
-    with relayed(report) as relay, ray_errors():
-        TorchTrainer(
-            _worker,
-            train_loop_config={"spec": spec, "relay": relay},
-            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=cluster.num_workers, use_gpu=use_gpu, resources_per_worker=resources
-            ),
-            run_config=RayRunConfig(
-                # A fresh name each time: Ray would otherwise try to resume from its own snapshot, and the graph
-                # of artefacts is what resumes here.
-                name=name,
-                storage_path=str(scratch),
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
-            ),
-        ).fit()
-        # Ray's own snapshot of the run; nothing reads it again.
-        shutil.rmtree(scratch / name, ignore_errors=True)
-        timings: dict[str, float] = ray.get(relay.result.remote())
-    return timings
-
-
-def _worker(config: dict[str, Any]) -> None:
-    """Runs in every worker: build task and engine, train, save. Rank 0 writes."""
     import ray
     import ray.train.torch
     import torch
 
     from pipeline.models.load import load_tokenizer, torch_dtype
     from pipeline.training import engine as engines
-    from pipeline.training.loop import micro_batches_per_step, train
-    from pipeline.training.metrics import MetricsLog
 
     spec: TrainSpec = config["spec"]
     run = RunConfig.model_validate(spec.run)
-    rank = ray.train.get_context().get_world_rank()
-    world_size = ray.train.get_context().get_world_size()
+    context = ray.train.get_context()
     device = ray.train.torch.get_device()
+    config["relay"].join.remote(ray.get_runtime_context().current_actor)
     if device.type == "cpu":
         torch.set_num_threads(run.cluster.cpus_per_worker)
-    torch.manual_seed(run.train.seed)
     engines.prepare_process(device)
-
     tokenizer = load_tokenizer(Path(spec.model_dir))
-    dtype = torch_dtype(run.model.dtype)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    task, validation, plan = _work(spec, run, pad_id, device, dtype)
-    engine = engines.Engine(
-        Path(spec.model_dir),
-        plan.optim,
-        dtype,
-        device,
-        micro_batches_per_step(plan.batch_size, plan.micro_batch_size, world_size),
-    )
-    out_dir = Path(spec.out_dir)
-    report = reporter(config["relay"])
-    if rank == 0:
-        with MetricsLog(out_dir / "metrics.jsonl", run.wandb, Path(spec.wandb_dir), spec.name, spec.run) as log:
-            seconds = train(engine, task, validation, plan, log, report)
-    else:
-        seconds = train(engine, task, validation, plan, lambda row: None, lambda done, total, note: None)
-    digest = engine.save(out_dir / "model", tokenizer)
-    if rank == 0:
-        record = {
-            "steps": plan.total_steps,
-            "workers": world_size,
-            "zero_stage": plan.optim.zero_stage,
-            "dtype": str(dtype).removeprefix("torch."),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "weights_before": engine.source_digest,
-            "weights_after": digest,
-        }
-        (out_dir / "training.json").write_text(json.dumps(record, indent=1))
-        ray.get(config["relay"].put_result.remote({"seconds_per_step": seconds / plan.total_steps}))
+    directory = RunDirectory(Path(spec.run_dir), spec.identity)
+    rank = context.get_world_rank()
+    with directory.writing(WRITER_WAIT_S) if rank == 0 else contextlib.nullcontext():
+        training = Training(spec, run, directory, device, torch_dtype(run.model.dtype), config["resume"])
+        result = training.run(tokenizer, pad_id, reporter(config["relay"]))
+        if rank == 0:
+            ray.get(config["relay"].put_result.remote(result))
     torch.distributed.barrier()
 
 
-def _work(spec: TrainSpec, run: RunConfig, pad_id: int, device: Any, dtype: Any) -> Any:
-    """The tasks and the plan of a spec: (training task, validation task or None, `LoopPlan`)."""
-    from pipeline.data.order import num_batches
-    from pipeline.data.tables import read_table
-    from pipeline.models.contents import tokenizer_contents
-    from pipeline.models.load import vocabulary_size
-    from pipeline.places import Place
-    from pipeline.records import PairTokens, TextTokens
-    from pipeline.reference.reader import OpenCache
-    from pipeline.training.loop import LoopPlan
-    from pipeline.training.preference import PreferenceTask
-    from pipeline.training.sft import SFTTask, total_steps
+class Training:
+    """One rank of a training, in a process that has joined its group; it knows no Ray.
 
-    tokens = Path(spec.tokens_dir)
-    block = run.train.head_block_bytes
-    if spec.kind == "sft":
-        rows = read_table(tokens / "sft.parquet", TextTokens)
-        plan = LoopPlan(
-            total_steps(rows, run.sft), run.sft.batch_size, run.sft.micro_batch_size, run.sft.seed, 0, run.sft.optim
-        )
-        return SFTTask(rows, run.sft, pad_id, block), None, plan
-    assert spec.reference is not None
-    train = run.train
-    reference = OpenCache(Place(spec.reference), device=device, dtype=dtype)
-    reference.check_policy(tokenizer_contents(Path(spec.model_dir)), vocabulary_size(Path(spec.model_dir)))
-    tasks = []
-    num_rows = 0
-    for split in ("train", "validation"):
-        pairs = read_table(tokens / f"{split}.parquet", PairTokens)
-        tasks.append(PreferenceTask(pairs, reference.rows(split, pairs), run.loss, run.risk, pad_id, block))
-        num_rows = num_rows or len(pairs)
-    steps = train.epochs * num_batches(num_rows, train.batch_size)
-    steps = min(steps, train.max_steps or steps)
-    plan = LoopPlan(steps, train.batch_size, train.micro_batch_size, train.seed, train.eval_every_steps, train.optim)
-    return *tasks, plan
+    Args:
+        directory: held for writing by rank 0.
+        resume: step of the verified checkpoint to go on from, or None.
+    """
+
+    def __init__(
+        self, spec: TrainSpec, run: RunConfig, directory: RunDirectory, device: Any, dtype: Any, resume: int | None
+    ) -> None:
+        import torch
+
+        self._spec, self._run, self._directory, self._device, self._dtype = spec, run, directory, device, dtype
+        self._checkpoint = None if resume is None else _checkpoint(directory, resume)
+        self._rank: int = torch.distributed.get_rank()
+        self._world_size: int = torch.distributed.get_world_size()
+
+    def run(self, tokenizer: Any, pad_id: int, report: Callable[[float, float, str], None]) -> dict[str, float]:
+        """Train to the end and save; returns timings. With ``rolled_back`` in them the run has gone back instead, and
+        wants to be started again."""
+        from pipeline.checkpoints import rng
+        from pipeline.checkpoints.reader import CheckpointReader
+        from pipeline.training.checkpointer import Checkpointer
+        from pipeline.training.engine import Engine
+        from pipeline.training.loop import SpikeError, micro_batches_per_step, train
+        from pipeline.training.reporting import WorkerListener
+        from pipeline.training.seeding import seed_everything
+        from pipeline.training.tasks import tasks_and_plan
+
+        spec, run = self._spec, self._run
+        task, validation, plan = tasks_and_plan(spec, run, pad_id, self._device, self._dtype)
+        reader = CheckpointReader(self._checkpoint.path, self._checkpoint.manifest) if self._checkpoint else None
+        state = LoopState.from_json(reader.manifest["loop"]) if reader else LoopState()
+        seed_everything(plan.seed, self._rank, state.step)
+        micro_batches = micro_batches_per_step(plan.batch_size, plan.micro_batch_size, self._world_size)
+        engine = Engine(Path(spec.model_dir), plan.optim, self._dtype, self._device, micro_batches, reader)
+        before = reader.manifest["weights_before"] if reader else engine.weights_digest
+        with self._journal() as journal, self._tracker() as track:
+            facts = {
+                "weights_before": before,
+                "schedule": plan.optim.model_dump(mode="json") | {"total_steps": plan.total_steps},
+                "sampler": {"seed": plan.seed, "batch_size": plan.batch_size, "num_rows": task.num_rows},
+            }
+            checkpoints = Checkpointer(self._directory, engine, run.checkpoint, plan.guard, journal, facts)
+            listener = WorkerListener(self._directory, checkpoints, journal, track, report)
+            if reader is not None and (states := reader.rng(self._rank)) is not None:
+                rng.restore(*states, self._device)
+            if reader is None:
+                checkpoints.begin(state.to_json())
+            try:
+                state = train(engine, task, validation, plan, listener, state)
+            except SpikeError as needed:
+                checkpoints.finish()
+                if self._rank == 0:
+                    self._roll_back(needed.state, needed.loss, plan.guard)
+                return {"rolled_back": 1.0}
+            checkpoints.finish()
+            digest = engine.save(Path(spec.out_dir) / "model", tokenizer)
+        if self._rank == 0:
+            self._save_records(state, plan, before, digest)
+        return {
+            "seconds_per_step": state.seconds / plan.total_steps,
+            "checkpoints": float(checkpoints.count),
+            "checkpoint_seconds": checkpoints.seconds,
+        }
+
+    @contextlib.contextmanager
+    def _journal(self) -> Iterator[Journal | None]:
+        if self._rank:
+            yield None
+            return
+        cursor = Cursor(**self._checkpoint.manifest["metrics"]) if self._checkpoint else Cursor()
+        with self._directory.refusals("written"):
+            journal = Journal(self._directory.path / METRICS, cursor)
+        try:
+            yield journal
+        finally:
+            journal.close()
+
+    @contextlib.contextmanager
+    def _tracker(self) -> Iterator[Callable[[dict[str, Any]], None]]:
+        from pipeline.training.metrics import Tracker
+
+        if self._rank:
+            yield lambda row: None
+            return
+        spec = self._spec
+        with Tracker(self._run.wandb, Path(spec.wandb_dir), spec.name, spec.run) as tracker:
+            yield tracker
+
+    def _roll_back(self, state: LoopState, loss: float, config: Any) -> None:
+        from pipeline.errors import TrainingError
+        from pipeline.training.guard import rolled_back
+
+        every = config.roll_back_every_steps
+        good = [step for step in self._directory.steps() if step % every == 0]
+        found = self._directory.verify(good[-1]) if good else None
+        if not isinstance(found, Checkpoint):
+            raise TrainingError(f"the loss jumped to {loss:.4g} and there is no checkpoint to go back to: {found}")
+        before = LoopState.from_json(found.manifest["loop"])
+        after = rolled_back(before.guard, state.guard, config)
+        changed = LoopState(before.step, before.seconds, after).to_json()
+        row = {"split": "roll_back", "step": state.step, "loss": loss, "to": found.step, "lr_scale": after.lr_scale}
+        self._directory.roll_back(found, {"loop": changed}, json.dumps(row).encode() + b"\n")
+
+    def _save_records(self, state: LoopState, plan: Any, before: str, after: str) -> None:
+        import torch
+
+        out = Path(self._spec.out_dir)
+        cuda = self._device.type == "cuda"
+        record = {
+            "steps": plan.total_steps,
+            "workers": self._world_size,
+            "zero_stage": plan.optim.zero_stage,
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "device": torch.cuda.get_device_name(self._device) if cuda else "cpu",
+            "skipped_steps": len(state.guard.skipped),
+            "spikes": len(state.guard.spikes),
+            "roll_backs": state.guard.roll_backs,
+            "lr_scale": state.guard.lr_scale,
+            "weights_before": before,
+            "weights_after": after,
+        }
+        (out / "training.json").write_text(json.dumps(record, indent=1))
+        shutil.copyfile(self._directory.path / METRICS, out / METRICS)
+        skipped = [self._directory.path / SKIPPED / f"{step_name(step + 1)}.json" for step in state.guard.skipped]
+        lines = [json.dumps(unseal(path.read_bytes())) + "\n" for path in skipped]
+        (out / SKIPPED_ROWS).write_text("".join(lines))
+
+
+def _checkpoint(directory: RunDirectory, step: int) -> Checkpoint:
+    """The checkpoint that the driver has verified; only its manifest is read again."""
+    path = directory.path / step_name(step)
+    with directory.refusals("read"):
+        return Checkpoint(path, unseal((path / MANIFEST).read_bytes()))

@@ -16,7 +16,7 @@ from pipeline.config import LossConfig, OptimConfig, RiskConfig
 from pipeline.places import Place
 from pipeline.reference.reader import OpenCache
 from pipeline.training import engine as engines
-from pipeline.training.loop import LoopPlan, micro_batches_per_step, train
+from pipeline.training.loop import Listener, LoopPlan, micro_batches_per_step, train
 from pipeline.training.preference import PreferenceTask
 
 
@@ -48,7 +48,9 @@ def main() -> None:
         micro_batches_per_step(plan.batch_size, plan.micro_batch_size, world),
     )
     rows: list[dict] = []
-    train(engine, task, task, plan, rows.append, lambda done, total, note: None)
+    listener = Listener()
+    listener.row = rows.append
+    train(engine, task, task, plan, listener)
     out = Path(options["out"])
     engine.save(out / "model", NoTokenizer())
     if torch.distributed.get_rank() == 0:
