@@ -16,13 +16,14 @@ from pipeline.console import duration
 from pipeline.errors import ArtifactError
 from pipeline.fitting import find_room
 from pipeline.graph import PlannedStage, is_read
-from pipeline.plan import Cost, Work, bytes_text, cost
+from pipeline.plan import Cost, Work, cost
 from pipeline.recipes import resolved_yaml
 from pipeline.records import SPLITS
 from pipeline.reference_speed import Speed, measure_speed, reference_actors
 from pipeline.room import Room, refusal
 from pipeline.survey import model_directory, model_shape, token_counts
 from pipeline.tiers import KINDS, choosing, chosen_kind, is_upper_bound, kind_name, loss_name, serves
+from pipeline.units import bytes_text
 
 _PLAIN_WIDTH = 140
 """Columns of a table in a file or a pipe, wide enough that nothing is folded."""

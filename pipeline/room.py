@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.config import RunConfig
-from pipeline.plan import Cost, Work, bytes_text
+from pipeline.plan import Cost, Work
 from pipeline.tiers import KINDS, choosing, chosen_kind, is_upper_bound, loss_name, serves
+from pipeline.units import bytes_text
 
 _ESTIMATE_MARGIN = 1.2
 """An estimate refuses a run only when it exceeds the free space by this factor."""

@@ -7,7 +7,6 @@ own tokenizer; where that is not possible yet, tokens are estimated from charact
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pipeline.data.sources import is_local
 from pipeline.data.tables import read_table
 from pipeline.errors import ArtifactError, ModelError
 from pipeline.graph import PlannedStage
+from pipeline.models.size import stored_size
 from pipeline.plan import ModelShape, TokenCounts, built_shape, counts_from_stats
 from pipeline.records import SPLITS, PairRow, TextRow
 from pipeline.tiers import id_bytes
@@ -29,9 +29,6 @@ _SMOLLM2_CHARACTERS_PER_TOKEN = 4.0
 
 _TOKENISE_AT_MOST_CHARACTERS = 20_000_000
 """Larger data is measured on a subset: a description should take seconds."""
-
-_HEAD_BIASES = frozenset({"lm_head.bias", "embed_out.bias"})
-"""Names of an output head's bias."""
 
 
 # -- the model ---------------------------------------------------------------------------------------------
@@ -60,18 +57,16 @@ def model_shape(config: ModelConfig, directory: Path | None) -> ModelShape:
     """
     if directory is None:
         return _wheel_shape() if config.path == SMOLLM2 else built_shape(config.build)
-    from safetensors import SafetensorError, safe_open
-
-    parameters, biased = 0, False
-    for path in _weight_files(directory):
-        try:
-            with safe_open(path, framework="np") as file:
-                biased |= not _HEAD_BIASES.isdisjoint(file.keys())
-                parameters += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"model.path: {path} is no safetensors file ({error}); fetch or save it again") from error
+    stored = stored_size(directory)
     hidden_size, vocab_size = _widths(config, directory)
-    return ModelShape(parameters, hidden_size, vocab_size, exact=True, basis="from its weight files", head_bias=biased)
+    return ModelShape(
+        stored.parameters,
+        hidden_size,
+        vocab_size,
+        exact=True,
+        basis="from its weight files",
+        head_bias=stored.head_bias,
+    )
 
 
 def _wheel_shape() -> ModelShape:
@@ -96,15 +91,6 @@ def _widths(config: ModelConfig, directory: Path) -> tuple[int, int]:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"cannot load a causal language model from {directory}: {reason}") from error
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        return sorted({directory / name for name in json.loads(index.read_text())["weight_map"].values()})
-    return sorted(directory.glob("*.safetensors"))
 
 
 # -- the data ----------------------------------------------------------------------------------------------

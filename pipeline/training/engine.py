@@ -260,7 +260,9 @@ class Engine:
     def _restore(self, checkpoint: CheckpointReader) -> None:
         """Put a checkpoint's numbers into the optimiser; the weights inside the model are its already."""
         state = checkpoint.manifest["optimizer"]
-        for part in self.slices():
+        # Without partitioning a rank answers for a part of what it holds when it saves, and needs all of it.
+        parts = self.slices() if self.zero_stage else local_slices(self._engine, self._engine.module.model, 0, 0, 1)
+        for part in parts:
             stop = part.start + part.weight.numel()
             part.weight.copy_(checkpoint.read("weight", part.name, part.start, stop))
             part.exp_avg.copy_(checkpoint.read("exp_avg", part.name, part.start, stop))

@@ -13,7 +13,6 @@ from pipeline.plan import (
     TokenCounts,
     align_steps,
     built_shape,
-    bytes_text,
     cache_shape,
     cost,
     counts_from_stats,
@@ -182,20 +181,3 @@ def test_the_formula_of_the_built_model_counts_its_parameters(build: BuildConfig
 def test_a_stage_more_to_do_never_costs_less(to_do: list[str], more: str) -> None:
     before = cost(run_with(), COUNTS, MODEL, to_do)
     assert cost(run_with(), COUNTS, MODEL, [*to_do, more]).to_write_bytes >= before.to_write_bytes
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1_000, "1.0 kB"),
-        (999_949, "999.9 kB"),
-        (999_950, "1.0 MB"),
-        (63_700_000, "63.7 MB"),
-        (1_600_000_000_000, "1.6 TB"),
-        (2 * 10**18, "2,000.0 PB"),
-    ],
-)
-def test_bytes_are_written_in_decimal_units(count: int, text: str) -> None:
-    assert bytes_text(count) == text

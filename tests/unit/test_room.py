@@ -9,9 +9,10 @@ import yaml
 
 from pipeline.cli import parse_job
 from pipeline.config import RunConfig
-from pipeline.plan import Cost, ModelShape, TokenCounts, bytes_text, cost
+from pipeline.plan import Cost, ModelShape, TokenCounts, cost
 from pipeline.room import Room, refusal
 from pipeline.tiers import chosen_kind
+from pipeline.units import bytes_text
 
 MODEL = ModelShape(parameters=10_000, hidden_size=512, vocab_size=50, exact=True, basis="by hand")
 COUNTS = TokenCounts(
