@@ -1,10 +1,8 @@
-"""One rank of a training without Ray, started by `training_runs`: the argument is a JSON file with its options."""
+"""One rank of trainings without Ray, started by `training_runs`: the argument is a JSON file with a list of them."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import torch.distributed
 
 from pipeline.checkpoints.directory import RunDirectory
 from pipeline.config import RunConfig
+from pipeline.errors import PipelineError
 from pipeline.models.load import load_tokenizer, torch_dtype
 from pipeline.training import engine as engines
 from pipeline.training.preference import PreferenceTask
@@ -23,62 +22,80 @@ from pipeline.training.reporting import WorkerListener
 from pipeline.training.spec import TrainSpec
 from pipeline.training.worker import Training
 
+KINDS = {None: 0, "loss": 1, "gradient": 2, "spike": 3}
+COLLATE, OBJECTIVE, AFTER_STEP = PreferenceTask.collate, PreferenceTask.objective, WorkerListener.after_step
+
+
+class AbandonedError(Exception):
+    """The process is as good as dead: nothing of the training goes on."""
+
 
 def poison(faults: dict[str, str]) -> None:
     """Make the loss (``"loss"``) or only the gradient (``"gradient"``) of some rows not finite, or the loss huge
     (``"spike"``)."""
-    collate, objective = PreferenceTask.collate, PreferenceTask.objective
 
     def marked(self: PreferenceTask, rows: Any) -> Any:
-        kinds = {None: 0, "loss": 1, "gradient": 2, "spike": 3}
-        batch = collate(self, rows)
-        marks = [0 if row is None else kinds[faults.get(self.row_id(row))] for row in rows]
-        return batch | {"poison": torch.tensor(max(marks))}
+        marks = [0 if row is None else KINDS[faults.get(self.row_id(row))] for row in rows]
+        return COLLATE(self, rows) | {"poison": torch.tensor(max(marks))}
 
     def spoilt(self: PreferenceTask, hidden: Any, head: Any, batch: Any) -> Any:
-        loss, sums = objective(self, hidden, head, batch)
+        loss, sums = OBJECTIVE(self, hidden, head, batch)
         kind = int(batch["poison"])
-        if kind == 1:
+        if kind == KINDS["loss"]:
             loss = loss * float("nan")
-        if kind == 2:
+        if kind == KINDS["gradient"]:
             loss.register_hook(lambda gradient: gradient * float("inf"))
-        if kind == 3:
+        if kind == KINDS["spike"]:
             sums = sums + torch.tensor([1e3] + [0.0] * (len(sums) - 1))
         return loss, sums
 
     PreferenceTask.collate, PreferenceTask.objective = marked, spoilt  # type: ignore[method-assign]
 
 
-def die_after(step: int) -> None:
-    """SIGKILL this process as soon as so many steps are done."""
-    after_step = WorkerListener.after_step
+def abandon_after(step: int | None) -> None:
+    """End the training as soon as so many steps are done; None lets it run."""
 
     def dying(self: WorkerListener, state: Any) -> None:
-        after_step(self, state)
-        if state.step >= step:
+        AFTER_STEP(self, state)
+        if step is not None and state.step >= step:
             self._checkpoints.finish()
-            os.kill(os.getpid(), signal.SIGKILL)
+            raise AbandonedError
 
     WorkerListener.after_step = dying  # type: ignore[method-assign]
 
 
-def main() -> None:
-    options = json.loads(Path(sys.argv[1]).read_text())
-    torch.set_num_threads(1)
-    device = torch.device("cpu")
-    engines.prepare_process(device)
-    torch.distributed.init_process_group("gloo")
+def run(options: dict[str, Any]) -> dict[str, Any]:
     poison(options["poison"])
-    if options["die_after"]:
-        die_after(options["die_after"])
+    abandon_after(options["abandon_after"])
     spec = TrainSpec(**options["spec"])
-    run = RunConfig.model_validate(spec.run)
+    config = RunConfig.model_validate(spec.run)
     directory = RunDirectory(Path(spec.run_dir), spec.identity)
-    training = Training(spec, run, directory, device, torch_dtype(run.model.dtype), options["resume"])
-    tokenizer = load_tokenizer(Path(spec.model_dir))
-    result = training.run(tokenizer, 0, lambda done, total, note: None)
+    said: list[str] = []
     if torch.distributed.get_rank() == 0:
-        (Path(spec.out_dir) / "result.json").write_text(json.dumps(result))
+        directory.prepare()
+    torch.distributed.barrier()
+    found = directory.newest(said.append) if options["resume"] else None
+    torch.distributed.barrier()
+    resume = found and found.step
+    training = Training(spec, config, directory, torch.device("cpu"), torch_dtype(config.model.dtype), resume)
+    tokenizer = load_tokenizer(Path(spec.model_dir))
+    result: dict[str, Any] = {"said": said, "resumed": resume}
+    try:
+        return result | training.run(tokenizer, 0, lambda done, total, note: None)
+    except AbandonedError:
+        return result | {"abandoned": True}
+    except PipelineError as error:
+        return result | {"error": str(error)}
+
+
+def main() -> None:
+    jobs = json.loads(Path(sys.argv[1]).read_text())
+    torch.set_num_threads(1)
+    engines.prepare_process(torch.device("cpu"))
+    torch.distributed.init_process_group("gloo")
+    results = [run(options) for options in jobs]
+    if torch.distributed.get_rank() == 0:
+        Path(sys.argv[1]).with_suffix(".results").write_text(json.dumps(results))
     torch.distributed.barrier()
 
 

@@ -8,7 +8,8 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline.checkpoints.directory import RunDirectory
 from pipeline.data.order import global_batch, num_batches
 from pipeline.data.tables import read_table, write_table
 from pipeline.models.contents import tokenizer_contents
@@ -92,31 +92,21 @@ def prepare(root: Path, tokenizer: Path, pairs: int = 37, **train: Any) -> Mater
     return Material(root, str(root / "reference"), options | {"optim": optim} | train)
 
 
-def run_ranks(
-    spec: TrainSpec,
-    world_size: int,
-    *,
-    resume: bool = False,
-    poison: dict[str, str] | None = None,
-    die_after: int | None = None,
-    said: list[str] | None = None,
-) -> str:
-    """Run one attempt of a training as plain processes; returns their output. With ``resume`` it goes on from the
-    newest checkpoint that verifies; ``die_after`` kills every rank after so many steps."""
-    directory = RunDirectory(Path(spec.run_dir), spec.identity)
-    directory.prepare()
-    found = directory.newest((said if said is not None else []).append) if resume else None
-    path = Path(spec.run_dir).parent / "options.json"
-    path.write_text(
-        json.dumps(
-            {
-                "spec": asdict(spec),
-                "resume": found and found.step,
-                "poison": poison or {},
-                "die_after": die_after,
-            }
-        )
-    )
+@dataclass(frozen=True)
+class Job:
+    """One attempt of a training. With ``resume`` it goes on from the newest checkpoint that verifies;
+    ``abandon_after`` ends it after so many steps; ``poison`` spoils rows (see `train_rank.poison`)."""
+
+    spec: TrainSpec
+    resume: bool = False
+    poison: dict[str, str] = field(default_factory=dict)
+    abandon_after: int | None = None
+
+
+def run_ranks(jobs: Sequence[Job], world_size: int, folder: Path) -> list[dict[str, Any]]:
+    """Run attempts one after the other in one group of plain processes; returns what came of each."""
+    path = folder / f"jobs-{len(list(folder.glob('jobs-*.json')))}.json"
+    path.write_text(json.dumps([asdict(job) for job in jobs]))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -131,25 +121,20 @@ def run_ranks(
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             },
-            stdout=subprocess.PIPE,
+            stdout=path.with_suffix(f".{rank}.log").open("w"),  # a pipe that nobody reads would fill
             stderr=subprocess.STDOUT,
-            text=True,
         )
         for rank in range(world_size)
     ]
-    outputs = "\n".join(process.communicate(timeout=240)[0] for process in processes)
-    if die_after is None:
-        assert all(process.returncode == 0 for process in processes), outputs[-4000:]
-    else:
-        assert all(process.returncode for process in processes), outputs[-4000:]
-    return outputs
-
-
-def other_output(spec: TrainSpec, name: str) -> TrainSpec:
-    """The same training with another place for its result."""
-    out = Path(spec.out_dir).with_name(name)
-    out.mkdir(exist_ok=True)
-    return replace(spec, out_dir=str(out))
+    try:
+        codes = [process.wait(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    logs = "\n".join(path.with_suffix(f".{rank}.log").read_text() for rank in range(world_size))
+    assert not any(codes), logs[-4000:]
+    results: list[dict[str, Any]] = json.loads(path.with_suffix(".results").read_text())
+    return results
 
 
 def weights(spec: TrainSpec) -> dict[str, torch.Tensor]:
