@@ -10,12 +10,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
 import passes
 
-KILLS = 20
+KILLS = 24
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_twenty_kills_change_no_byte_and_repeat_no_file(tmp_path: Path, built_model: Path) -> None:
+def test_kills_change_no_byte_and_repeat_no_file(tmp_path: Path, built_model: Path) -> None:
     options = passes.prepare(tmp_path, built_model, 480, hidden=128)
     disturbed = options | {"root": str(tmp_path / "disturbed")}
     counted = passes.survive(disturbed, tmp_path, kills=KILLS, seed=0)

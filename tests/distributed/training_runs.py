@@ -160,3 +160,8 @@ def rows_of_steps(material: Material, steps: int, batch_size: int) -> list[list[
         [pairs[row].row_id for row in global_batch(len(pairs), batch_size, 0, *divmod(step, per_epoch))]
         for step in range(steps)
     ]
+
+
+def rows_digest(ids: list[str]) -> str:
+    """What a row of the metrics calls its batch."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
