@@ -43,11 +43,12 @@ check: setup ## lint, format, types, and which module may import which
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-logo
 
-bench: setup ## measure the output head (its options go in ARGS) and the reference pass (a pair file goes in PAIRS)
+bench: setup ## measure the output head (its options go in ARGS), checkpoints, the reference pass (a pair file: PAIRS)
 	@$(BIN)/python jobs/benchmark.py head $(ARGS)
+	@$(BIN)/python jobs/benchmark.py checkpoint
 	@$(BIN)/python jobs/benchmark.py reference $(if $(PAIRS),--pairs '$(PAIRS)')
 
-chaos: setup ## the tests that take long: twenty kills of a reference pass, a pass into an object store, memory
+chaos: setup ## the tests that take long: a hundred kills of trainings and reference passes, full disks, lost nodes, memory
 	@CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu $(BIN)/python -m pytest -m long -s tests $(ARGS)
 
 clean: ## remove .venv and caches (runs/ stays)

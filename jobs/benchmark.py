@@ -1,8 +1,8 @@
-"""Measure on this machine: ``python jobs/benchmark.py head`` or ``reference``, here or inside ``ray job submit``.
+"""Measure on this machine: ``python jobs/benchmark.py head``, ``reference`` or ``checkpoint``.
 
 ``head``: the output head beside what it replaces. ``reference``: the reference pass, the size of its cache, and a
-training step with each tier beside one with a live reference. Both print tables of ratios with their spread and
-write all figures as JSON.
+training step with each tier beside one with a live reference. ``checkpoint``: what a checkpoint costs a training. All
+print tables with their spread and write their figures as JSON.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tyro
 
+from pipeline.bench.checkpoint_config import CheckpointBenchmark
 from pipeline.bench.config import BenchmarkConfig
 from pipeline.bench.reference_config import ReferenceBenchmark
 from pipeline.cli import run_job
@@ -23,23 +24,28 @@ from pipeline.cli import run_job
 Benchmark = (
     Annotated[BenchmarkConfig, tyro.conf.subcommand("head", prefix_name=False)]
     | Annotated[ReferenceBenchmark, tyro.conf.subcommand("reference", prefix_name=False)]
+    | Annotated[CheckpointBenchmark, tyro.conf.subcommand("checkpoint", prefix_name=False)]
 )
 
 
-def main(config: BenchmarkConfig | ReferenceBenchmark) -> int:
-    # Both are heavy: --help must not wait for them.
+def main(config: BenchmarkConfig | ReferenceBenchmark | CheckpointBenchmark) -> int:
+    # All are heavy: --help must not wait for them.
     if isinstance(config, ReferenceBenchmark):
         from pipeline.bench.reference_job import reference_benchmark
 
         return reference_benchmark(config)
+    if isinstance(config, CheckpointBenchmark):
+        from pipeline.bench.checkpoint_cost import checkpoint_benchmark
+
+        return checkpoint_benchmark(config)
     from pipeline.bench.job import benchmark
 
     return benchmark(config)
 
 
 if __name__ == "__main__":
-    description = "Time and memory of the output head, or of the reference pass and what it saves a training step."
-    config: BenchmarkConfig | ReferenceBenchmark = tyro.cli(
+    description = "Time and memory of the output head, of the reference pass, or of a checkpoint."
+    config: BenchmarkConfig | ReferenceBenchmark | CheckpointBenchmark = tyro.cli(
         Benchmark,
         prog="benchmark.py",
         description=description,

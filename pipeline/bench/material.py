@@ -149,6 +149,18 @@ def _lengths(pairs: Sequence[PairTokens]) -> dict[str, Any]:
     }
 
 
+def model_directory(name: str, out_dir: Path) -> Path:
+    """Directory of a model of a benchmark that needs no pairs, with random weights where it is built."""
+    return _model(ReferenceBenchmark(models=(name,), sft_steps=0), name, out_dir)[0]
+
+
+def review_rows(tokenizer: Any) -> list[TextTokens]:
+    """Reviews as rows of fine-tuning."""
+    data = DataConfig(path=REVIEWS, format="reviews", max_response_tokens=96, overlong="truncate")
+    encoder = Encoder(data, tokenizer)
+    return [TextTokens(content_id(one.film, one.text), *_text_ids(encoder, one)) for one in _reviews()]
+
+
 def _model(config: ReferenceBenchmark, name: str, out_dir: Path) -> tuple[Path, str]:
     """Directory of the model, and what its weights are."""
     if name == SMALL:
@@ -168,17 +180,14 @@ def _small_model(config: ReferenceBenchmark, out_dir: Path) -> tuple[Path, str]:
     build_gpt_neox(size, (one.text for one in reviews), out_dir / "random")
     if config.sft_steps == 0:
         return out_dir / "random", "random"
-    fine_tune(out_dir / "random", reviews, config.sft_steps, out_dir / "model")
+    fine_tune(out_dir / "random", config.sft_steps, out_dir / "model")
     return out_dir / "model", f"random ones, trained for {config.sft_steps} steps of 16 reviews"
 
 
-def fine_tune(source: Path, reviews: Sequence[Review], steps: int, out_dir: Path) -> None:
+def fine_tune(source: Path, steps: int, out_dir: Path) -> None:
     """Train the model in ``source`` on reviews and save it, so that its distributions are those of a language model."""
     tokenizer = load_tokenizer(source)
-    encoder = Encoder(
-        DataConfig(path=REVIEWS, format="reviews", max_response_tokens=96, overlong="truncate"), tokenizer
-    )
-    rows = [TextTokens(content_id(one.film, one.text), *_text_ids(encoder, one)) for one in reviews]
+    rows = review_rows(tokenizer)
     optim = OptimConfig(lr=4e-3, warmup_steps=min(20, steps), schedule="cosine", zero_stage=0)
     options = SFTConfig(steps=steps, batch_size=16, micro_batch_size=16, loss_on="all", optim=optim)
     with single_process():

@@ -1,6 +1,6 @@
 """A training under a hundred kills, torn files, a full disk and a lost node: ``make chaos``.
 
-``CHAOS_TABLE`` names a file for the table of faults (Markdown).
+``CHAOS_TABLE`` names a file for the table of faults (Markdown); ``CHAOS_SHARE`` is the share of the kills to do.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from training_runs import Job, Material
 from pipeline.checkpoints.directory import Checkpoint, RunDirectory
 from pipeline.training.spec import TrainSpec
 
-KILLS = {"train worker": 27, "Train controller": 17, "driver": 20, "raylet of the second node": 12}
+SHARE = float(os.environ.get("CHAOS_SHARE", "1"))
+ALL_KILLS = {"train worker": 27, "Train controller": 17, "driver": 20, "raylet of the second node": 12}
+KILLS = {kind: max(1, round(count * SHARE)) for kind, count in ALL_KILLS.items()}
 DAMAGE = ("flipped", "short", "missing")
-STEPS = 900
+STEPS = 200 + 10 * sum(KILLS.values())
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +156,8 @@ def test_a_hundred_kills(material: Material, tmp_path: Path) -> None:
     runs.run_ranks([Job(undisturbed)], 2, material.root)
     same_as_undisturbed(spec, undisturbed, material)
     assert {kind: len(lost) for kind, lost in chaos.lost.items()} == KILLS
-    assert chaos.in_commit >= 15
-    assert set(chaos.damaged) == set(DAMAGE)
+    assert chaos.in_commit >= len(kinds) // 5
+    assert set(chaos.damaged) == set(DAMAGE) or SHARE < 1
 
 
 SHORT = {"max_steps": 120, "checkpoint": {"every_steps": 4}, "eval_every_steps": 10_000}
