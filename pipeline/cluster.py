@@ -8,15 +8,19 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.config import ClusterConfig
 from pipeline.errors import ClusterError, PipelineError
 
 _CONNECT_TIMEOUT_S = 5.0
 _POLL_S = 2.0
+_ANSWER_S = 60.0
+"""For every node's answer to a question; a busy one takes seconds to start a process."""
+
+T = TypeVar("T")
 
 
 def inside_ray_job() -> bool:
@@ -88,14 +92,15 @@ def connected(config: ClusterConfig, storage: Path, reference_threads: int = 1) 
         check_visible(storage, "--storage")
         cpus = ray.cluster_resources().get("CPU", 0)
         gpus = ray.cluster_resources().get("GPU", 0)
-        yield f"{described}: {len(_nodes())} node(s), {cpus:g} CPUs, {gpus:g} GPUs"
+        yield f"{described}: {len(alive_nodes())} node(s), {cpus:g} CPUs, {gpus:g} GPUs"
     finally:
         if config.autoscaling:
             _release_request()
         ray.shutdown()
 
 
-def _nodes() -> list[dict[str, Any]]:
+def alive_nodes() -> list[dict[str, Any]]:
+    """Ray's description of each node that is alive: ``NodeID``, ``NodeManagerAddress``, ``Resources`` and more."""
     import ray
 
     return [node for node in ray.nodes() if node["Alive"]]
@@ -103,7 +108,7 @@ def _nodes() -> list[dict[str, Any]]:
 
 def node_resources() -> list[dict[str, float]]:
     """All resources of each node that is alive, used ones too, by Ray's names for them."""
-    return [node["Resources"] for node in _nodes()]
+    return [node["Resources"] for node in alive_nodes()]
 
 
 def remove_placement_groups() -> None:
@@ -249,35 +254,44 @@ def amounts(resources: Mapping[str, float]) -> str:
     return " and ".join(f"{amount:g} {kind}(s)" for kind, amount in resources.items() if amount)
 
 
+def on_every_node(function: Callable[..., T], *arguments: Any) -> list[tuple[dict[str, Any], T | None]]:
+    """Call ``function`` in a process on every node that is alive; None for a node that gives no answer (it died, or is
+    too busy to start a process)."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(function)
+    asked = [
+        (
+            node,
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                *arguments
+            ),
+        )
+        for node in alive_nodes()
+    ]
+    deadline = time.monotonic() + _ANSWER_S
+    answers: list[tuple[dict[str, Any], T | None]] = []
+    for node, answer in asked:
+        found: T | None = None
+        with contextlib.suppress(ray.exceptions.RayError):
+            found = ray.get(answer, timeout=max(0.0, deadline - time.monotonic()))
+        answers.append((node, found))
+    return answers
+
+
 def check_visible(directory: Path, option: str) -> None:
     """Every node must see the same directory: files pass between processes through it.
 
     Raises:
         ClusterError: naming the nodes that do not, and the option that chooses another directory.
     """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    nodes = _nodes()
-    if len(nodes) == 1:
+    if len(alive_nodes()) == 1:
         return
     probe = directory / f".probe-{uuid.uuid4().hex}"
     probe.write_text("")
     try:
-
-        @ray.remote(num_cpus=0)
-        def sees(path: str) -> bool:
-            return os.path.isfile(path)
-
-        blind = [
-            node["NodeManagerAddress"]
-            for node in nodes
-            if not ray.get(
-                sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                    str(probe)
-                )
-            )
-        ]
+        blind = [node["NodeManagerAddress"] for node, seen in on_every_node(os.path.isfile, str(probe)) if not seen]
     finally:
         probe.unlink()
     if blind:

@@ -23,6 +23,8 @@ from pipeline.checkpoints.directory import RunDirectory
 from pipeline.cluster import amounts, node_resources, places, ray_errors, remove_placement_groups
 from pipeline.config import ClusterConfig, RunConfig
 from pipeline.errors import ClusterError, PipelineError
+from pipeline.models.size import stored_size
+from pipeline.nodes import require_nodes
 from pipeline.progress import Report, relayed
 from pipeline.training.failures import Patience, is_lost, is_waiting
 from pipeline.training.spec import TrainSpec
@@ -67,6 +69,9 @@ def run_training(spec: TrainSpec, scratch: Path, report: Report, say: Callable[[
         step = found.step if found else None
         try:
             workers = _room(run.cluster)
+            parameters = stored_size(Path(spec.model_dir)).parameters
+            there = len(directory.steps())
+            require_nodes(run, spec.kind, parameters, workers, directory.path, say, checkpoints_there=there)
             attempts += 1
             if attempts > 1 or step is not None:
                 where = "from the start" if step is None else f"from step {step}"
