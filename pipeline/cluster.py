@@ -260,11 +260,14 @@ def on_every_node(function: Callable[..., T], *arguments: Any) -> list[tuple[dic
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task = ray.remote(num_cpus=0, max_retries=0)(function)
+    @ray.remote(num_cpus=0, max_retries=0)
+    def ask(*arguments: Any) -> T:
+        return function(*arguments)
+
     asked = [
         (
             node,
-            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
                 *arguments
             ),
         )

@@ -116,10 +116,14 @@ def storage_problem(needs: Needs, nodes: Sequence[NodeState]) -> str | None:
 
 
 def room_problem(needs: Needs, nodes: Sequence[NodeState]) -> str | None:
-    """Why the workers fit on the nodes in no arrangement, for memory or for shared memory; None when they do."""
-    if _room(needs, nodes, with_shared=False) < needs.workers:
+    """Why the workers fit on the nodes in no arrangement, for memory or for shared memory; None when they do.
+
+    Those for which there are no CPUs and GPUs are somebody else's business (`pipeline.cluster.shortage`).
+    """
+    workers = min(needs.workers, sum(node.places for node in nodes))
+    if _room(needs, nodes, with_shared=False) < workers:
         return _explain_memory(needs, nodes)
-    if _room(needs, nodes, with_shared=True) < needs.workers:
+    if _room(needs, nodes, with_shared=True) < workers:
         return _explain_shared(needs, nodes)
     return None
 
@@ -149,7 +153,7 @@ def _explain_memory(needs: Needs, nodes: Sequence[NodeState]) -> str:
     more = f", the first one {bytes_text(first)}" if first > needs.worker_bytes else ""
     return (
         f"memory for {needs.workers} train worker(s): each takes at least {bytes_text(needs.worker_bytes)}{more}, but "
-        f"{_places(needs, nodes, with_shared=False)} ({there or 'no node answers'}): give the nodes or their "
+        f"{_places(needs, nodes, with_shared=False)} ({there}): give the nodes or their "
         "containers more memory, add nodes and raise --cluster.num_workers, choose a smaller model, or "
         "optim.zero_stage 3, which divides the most among the workers"
     )
