@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.config import BuildConfig, RunConfig
+from pipeline.preflight import CHECKPOINT_BYTES, checkpoints_held
 from pipeline.records import SPLITS, Split
 from pipeline.reference.key import SPLITS as REFERENCE_SPLITS
 from pipeline.tiers import KINDS, CacheShape, Kind, cache_bytes, chosen_kind
@@ -86,11 +87,16 @@ class Cost:
     """What a run takes. Bytes are bytes of files under the storage."""
 
     model: ModelShape
-    checkpoint_bytes: int
+    saved_model_bytes: int
     """Weights of one saved model, in the dtype that is trained."""
-    checkpoints_to_write: int
+    models_to_write: int
     """Models that the stages still to do will save."""
     models_to_write_bytes: int
+    checkpoint_bytes: int
+    """One checkpoint of a training under way: float32 weights and Adam's two moments."""
+    checkpoints_held: int
+    """Checkpoints that lie in the storage at one time, at most; 0 when no training is to do. They are removed when
+    their training's result is committed, and one training runs at a time."""
     reference_to_write_bytes: int
     """What the reference cache still lacks, 0 when the stage is committed or nothing is known about the data; at
     most, where ``reference.top_mass`` decides."""
@@ -100,8 +106,13 @@ class Cost:
     """None while nothing is known about the data (a hub data set that was never read)."""
 
     @property
+    def checkpoints_bytes(self) -> int:
+        """What a training under way holds beside its result, at most."""
+        return self.checkpoints_held * self.checkpoint_bytes
+
+    @property
     def to_write_bytes(self) -> int:
-        """What the stages still to do will store. Tables and the report are small beside it and left out."""
+        """What the stages still to do will store for good. Tables and the report are small beside it and left out."""
         return self.models_to_write_bytes + self.reference_to_write_bytes
 
     @property
@@ -128,15 +139,19 @@ def cost(
     weights = model.parameters * dtype_bytes(run)
     sizes = {"base": model.parameters * _FLOAT32_BYTES, "sft": weights, "align": weights}
     models = [size for stage, size in sizes.items() if stage in to_do]
+    guards = {"sft": run.sft.guard, "align": run.train.guard}
+    held = [checkpoints_held(run.checkpoint.keep, guard) for stage, guard in guards.items() if stage in to_do]
     most = least = 0
     if work is not None and "reference" in to_do:
         most = max(0, work.reference_bytes[chosen_kind(run.reference)] - reference_there_bytes)
         least = max(0, work.reference_least_bytes - reference_there_bytes)
     return Cost(
         model=model,
-        checkpoint_bytes=weights,
-        checkpoints_to_write=len(models),
+        saved_model_bytes=weights,
+        models_to_write=len(models),
         models_to_write_bytes=sum(models),
+        checkpoint_bytes=model.parameters * CHECKPOINT_BYTES,
+        checkpoints_held=max(held, default=0),
         reference_to_write_bytes=most,
         reference_to_write_least_bytes=least,
         work=work,

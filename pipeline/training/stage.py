@@ -193,4 +193,5 @@ def _short(error: BaseException) -> str:
             raise error
     except Exception as inner:
         lines = str(inner).strip().splitlines() or [type(inner).__name__]
-        return lines[0][:200]
+        # The job goes on by itself: the advice that ends such a message elsewhere is not for here.
+        return lines[0].split("; run the same command")[0][:200]
