@@ -19,7 +19,7 @@ import json
 import platform
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.artifacts import Artifact, Store
 from pipeline.catalogue import measure_label
@@ -31,6 +31,7 @@ from pipeline.plan import model_dtype
 from pipeline.plugins import function_digests
 from pipeline.reference.key import tier_parts
 from pipeline.reference.location import bytes_there, caches_at, check_cache
+from pipeline.training.spec import TrainSpec
 
 LIBRARIES = ("numpy", "torch", "transformers")
 """Their versions are part of every key: another one may compute other numbers."""
@@ -72,10 +73,14 @@ class ModelAt:
 
     def path(self, context: StageContext) -> Path:
         """The directory, once the stage's artefact is there."""
+        return self.path_in(context.inputs)
+
+    def path_in(self, artifacts: Mapping[str, Artifact]) -> Path:
+        """The directory, with its stage's artefact among these."""
         if self.stage is None:
             assert self.outside is not None
             return self.outside
-        return context.inputs[self.stage].path / self.inside
+        return artifacts[self.stage].path / self.inside
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -266,7 +271,7 @@ class AlignmentRun:
         require_room(self.run, self.planned, store, self.storage, counts, model, reference_there_bytes=there)
 
     def _fine_tune(self, context: StageContext) -> None:
-        self._train("sft", self._base.path(context), None, context)
+        self._train("sft", context)
 
     def _compute_reference(self, context: StageContext) -> None:
         from pipeline.reference.cache import manifest_files
@@ -297,25 +302,13 @@ class AlignmentRun:
         return caches.below(_read_json(artifact.path / "cache.json")["key"]).root
 
     def _align(self, context: StageContext) -> None:
-        self._train("align", self._reference.path(context), self.cache_place(context.inputs["reference"]), context)
+        self._train("align", context)
 
-    def _train(self, kind: Any, model_dir: Path, reference: str | None, context: StageContext) -> None:
-        from pipeline.training.spec import TrainSpec
+    def _train(self, kind: Literal["sft", "align"], context: StageContext) -> None:
         from pipeline.training.stage import run_training
 
-        name = f"{self.recipe}-{kind}-{self.planned[kind].key[:8]}"
-        spec = TrainSpec(
-            kind=kind,
-            run=self.run.model_dump(mode="json"),
-            model_dir=str(model_dir),
-            tokens_dir=str(context.inputs["tokens"].path),
-            reference=reference,
-            out_dir=str(context.out_dir),
-            run_dir=str(self.run_directory(kind)),
-            identity=self._identity(kind, reference),
-            wandb_dir=str(self.storage / "wandb"),
-            name=name,
-        )
+        directory = self.run_directory(kind)
+        spec = self.training(kind, context.inputs, context.out_dir, directory)
         result = run_training(spec, self.storage / "ray_train", context.progress, context.say)
         context.info |= dataclasses.asdict(result)
         record = _read_json(context.out_dir / "training.json")
@@ -324,6 +317,37 @@ class AlignmentRun:
         context.info["note"] = (
             f"{record['steps']:,} steps{skipped}, {record['workers']} workers, ZeRO-{record['zero_stage']}, "
             f"{result.seconds_per_step:.2f} s a step{tries}"
+        )
+
+    def training(
+        self,
+        kind: Literal["sft", "align"],
+        inputs: Mapping[str, Artifact],
+        out_dir: Path,
+        run_dir: Path,
+        num_workers: int | None = None,
+    ) -> TrainSpec:
+        """The description of a training stage for its workers.
+
+        Args:
+            num_workers: another number than the run's.
+        """
+        model = self._reference if kind == "align" else self._base
+        reference = self.cache_place(inputs["reference"]) if kind == "align" else None
+        run = self.run.model_dump(mode="json")
+        if num_workers is not None:
+            run["cluster"] |= {"num_workers": num_workers, "min_workers": num_workers}
+        return TrainSpec(
+            kind=kind,
+            run=run,
+            model_dir=str(model.path_in(inputs)),
+            tokens_dir=str(inputs["tokens"].path),
+            reference=reference,
+            out_dir=str(out_dir),
+            run_dir=str(run_dir),
+            identity=self._identity(kind, reference),
+            wandb_dir=str(self.storage / "wandb"),
+            name=f"{self.recipe}-{kind}-{self.planned[kind].key[:8]}",
         )
 
     def run_directory(self, kind: str) -> Path:
