@@ -2,7 +2,8 @@
 
 ``head``: the output head beside what it replaces. ``reference``: the reference pass, the size of its cache, and a
 training step with each tier beside one with a live reference. ``checkpoint``: what a checkpoint costs a training.
-``stability``: an alignment with several numbers of workers, and their curves in one figure. All print tables with their spread and write their figures as JSON.
+``stability``: an alignment with several numbers of workers, and their curves in one figure. All say what they found and
+write their figures as JSON.
 """
 
 from __future__ import annotations
