@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -54,7 +55,9 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        """Let the file go. What no checkpoint names need not reach the disk, which may be full."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def matches(path: Path, cursor: Cursor) -> bool:

@@ -107,7 +107,8 @@ class Checkpointer:
             "optimizer": self._engine.optimizer_state(),
         }
         if self._journal is not None:
-            manifest["metrics"] = self._journal.mark().to_json()
+            with self._directory.refusals("written"):
+                manifest["metrics"] = self._journal.mark().to_json()
         self._thread = threading.Thread(
             target=self._write, args=(step, tensors | states, metadata, manifest), name="checkpoint", daemon=True
         )
