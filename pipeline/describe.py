@@ -14,7 +14,7 @@ from pipeline.artifacts import Store
 from pipeline.config import RunConfig
 from pipeline.console import duration
 from pipeline.errors import ArtifactError
-from pipeline.fitting import find_room
+from pipeline.fitting import checkpoints_there_bytes, find_room
 from pipeline.graph import PlannedStage, is_read
 from pipeline.plan import Cost, Work, cost
 from pipeline.recipes import resolved_yaml
@@ -59,7 +59,15 @@ def describe(
     directory = model_directory(run.model, planned, store)
     shape = model_shape(run.model, directory)
     counts = token_counts(run, planned, store, directory)
-    costs, room = cost(run, counts, shape, to_do, reference_there_bytes=reference_there_bytes), find_room(run, storage)
+    costs = cost(
+        run,
+        counts,
+        shape,
+        to_do,
+        reference_there_bytes=reference_there_bytes,
+        checkpoints_there_bytes=checkpoints_there_bytes(storage, planned, to_do),
+    )
+    room = find_room(run, storage)
     console.print(_cost_table(run, costs, room))
     if costs.work is not None:
         console.print("", _tier_table(run, costs, costs.work), "", sep="\n")
@@ -107,20 +115,29 @@ def _cost_table(run: RunConfig, costs: Cost, room: Room) -> Table:
         _add_work(table, run, costs.work)
     model, about = costs.model, "" if costs.model.exact else "about "
     table.add_row("model parameters", f"{about}{model.parameters:,}", model.basis)
-    table.add_row(
-        "one checkpoint", about + bytes_text(costs.checkpoint_bytes), f"{costs.checkpoints_to_write} to write"
-    )
+    table.add_row("one saved model", about + bytes_text(costs.saved_model_bytes), f"{costs.models_to_write} to write")
     at_most = is_upper_bound(chosen_kind(run.reference), run.reference) and costs.reference_to_write_bytes > 0
     about = "at most " if at_most else "" if costs.exact else "about "
     lacking = "" if costs.work else ", without the reference cache"
     table.add_row(
-        "still to write", about + bytes_text(costs.to_write_bytes), f"reference cache and checkpoints to do{lacking}"
+        "still to write", about + bytes_text(costs.to_write_bytes), f"reference cache and models to do{lacking}"
     )
+    table.add_row("checkpoints while training", *_checkpoints(costs))
     table.add_row("free at the storage", *_free(room.storage_free, "now"))
     if run.reference.root is not None:
         shared = "now, the storage's own disk" if room.shared else "now"
         table.add_row("free at reference.root", *_free(room.references_free, shared))
     return table
+
+
+def _checkpoints(costs: Cost) -> tuple[str, str]:
+    if not costs.checkpoints_held:
+        return "0 B", "no training to do"
+    known = f"{costs.checkpoints_held} of {bytes_text(costs.checkpoint_bytes)} at one time, then removed"
+    left = costs.checkpoints_held * costs.checkpoint_bytes - costs.checkpoints_to_write_bytes
+    if left:
+        known += f"; {bytes_text(left)} are there already"
+    return f"at most {bytes_text(costs.checkpoints_to_write_bytes)}", known
 
 
 def _free(free_bytes: int | None, known: str) -> tuple[str, str]:

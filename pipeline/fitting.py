@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pipeline.artifacts import Store
@@ -44,6 +45,23 @@ def find_room(run: RunConfig, storage: Path) -> Room:
     return Room(str(storage), free, place.root, place.free_bytes(), shared)
 
 
+def checkpoints_at(storage: Path, stage: str, key: str) -> Path:
+    """Where a training stage keeps its checkpoints until its artefact is committed."""
+    return storage / "checkpoints" / f"{stage}-{key[:16]}"
+
+
+def checkpoints_there_bytes(storage: Path, planned: Mapping[str, PlannedStage], to_do: Collection[str]) -> int:
+    """What killed trainings that are still to do have left in their directories: they go on from it."""
+    total = 0
+    for stage in ("sft", "align"):
+        if stage in to_do:
+            for directory, _, names in os.walk(checkpoints_at(storage, stage, planned[stage].key)):
+                for name in names:
+                    with contextlib.suppress(FileNotFoundError):  # a running job removes older ones
+                        total += os.stat(os.path.join(directory, name)).st_size
+    return total
+
+
 def require_room(
     run: RunConfig,
     planned: Mapping[str, PlannedStage],
@@ -66,7 +84,14 @@ def require_room(
     """
     to_do = [name for name, item in planned.items() if not store.exists(name, item.key)]
     shape = model_shape(run.model, model)
-    costs = cost(run, counts, shape, to_do, reference_there_bytes=reference_there_bytes)
+    costs = cost(
+        run,
+        counts,
+        shape,
+        to_do,
+        reference_there_bytes=reference_there_bytes,
+        checkpoints_there_bytes=checkpoints_there_bytes(storage, planned, to_do),
+    )
     problem = refusal(costs, run, find_room(run, storage))
     if problem:
         raise ArtifactError(problem)

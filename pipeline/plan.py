@@ -97,6 +97,8 @@ class Cost:
     checkpoints_held: int
     """Checkpoints that lie in the storage at one time, at most; 0 when no training is to do. They are removed when
     their training's result is committed, and one training runs at a time."""
+    checkpoints_to_write_bytes: int
+    """What these will take beside those that a killed training has left."""
     reference_to_write_bytes: int
     """What the reference cache still lacks, 0 when the stage is committed or nothing is known about the data; at
     most, where ``reference.top_mass`` decides."""
@@ -104,11 +106,6 @@ class Cost:
     """The least that this can be."""
     work: Work | None
     """None while nothing is known about the data (a hub data set that was never read)."""
-
-    @property
-    def checkpoints_bytes(self) -> int:
-        """What a training under way holds beside its result, at most."""
-        return self.checkpoints_held * self.checkpoint_bytes
 
     @property
     def to_write_bytes(self) -> int:
@@ -128,19 +125,20 @@ def cost(
     to_do: Collection[str],
     *,
     reference_there_bytes: int = 0,
+    checkpoints_there_bytes: int = 0,
 ) -> Cost:
     """The cost of a run.
 
     Args:
         to_do: names of the stages that are not committed yet.
         reference_there_bytes: what is there already of the run's own reference cache.
+        checkpoints_there_bytes: what is there already of the checkpoints of its trainings.
     """
     work = None if counts is None else _work(run, counts, model)
     weights = model.parameters * dtype_bytes(run)
     sizes = {"base": model.parameters * _FLOAT32_BYTES, "sft": weights, "align": weights}
     models = [size for stage, size in sizes.items() if stage in to_do]
-    guards = {"sft": run.sft.guard, "align": run.train.guard}
-    held = [checkpoints_held(run.checkpoint.keep, guard) for stage, guard in guards.items() if stage in to_do]
+    checkpoint, held = model.parameters * CHECKPOINT_BYTES, _checkpoints_held(run, to_do)
     most = least = 0
     if work is not None and "reference" in to_do:
         most = max(0, work.reference_bytes[chosen_kind(run.reference)] - reference_there_bytes)
@@ -150,12 +148,20 @@ def cost(
         saved_model_bytes=weights,
         models_to_write=len(models),
         models_to_write_bytes=sum(models),
-        checkpoint_bytes=model.parameters * CHECKPOINT_BYTES,
-        checkpoints_held=max(held, default=0),
+        checkpoint_bytes=checkpoint,
+        checkpoints_held=held,
+        checkpoints_to_write_bytes=max(0, held * checkpoint - checkpoints_there_bytes),
         reference_to_write_bytes=most,
         reference_to_write_least_bytes=least,
         work=work,
     )
+
+
+def _checkpoints_held(run: RunConfig, to_do: Collection[str]) -> int:
+    """Checkpoints beside everything else: when the last training that is to do runs, the rest is there."""
+    if "align" in to_do:
+        return checkpoints_held(run.checkpoint.keep, run.train.guard)
+    return checkpoints_held(run.checkpoint.keep, run.sft.guard) if "sft" in to_do else 0
 
 
 def _work(run: RunConfig, counts: TokenCounts, model: ModelShape) -> Work:

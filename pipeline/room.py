@@ -34,12 +34,19 @@ class _Demand:
     option: str
     free: int
     models: int
+    checkpoints: int
+    """Of the training under way, at most at one time."""
     reference: int
     """The least that the reference cache can take there."""
 
     @property
+    def fixed(self) -> int:
+        """What no other tier changes."""
+        return self.models + self.checkpoints
+
+    @property
     def total(self) -> int:
-        return self.models + self.reference
+        return self.fixed + self.reference
 
 
 def refusal(costs: Cost, run: RunConfig, room: Room) -> str | None:
@@ -55,33 +62,36 @@ def refusal(costs: Cost, run: RunConfig, room: Room) -> str | None:
 
 
 def _demands(costs: Cost, run: RunConfig, room: Room) -> list[_Demand]:
-    models, reference = costs.models_to_write_bytes, costs.reference_to_write_least_bytes
-    storage = f"storage {room.storage}"
+    models, checkpoints = costs.models_to_write_bytes, costs.checkpoints_to_write_bytes
+    reference, storage = costs.reference_to_write_least_bytes, f"storage {room.storage}"
     if room.shared:
         option = "--storage" if run.reference.root is None else "--storage or --reference.root"
-        places = [(storage, option, room.storage_free, models, reference)]
+        places = [(storage, option, room.storage_free, models, checkpoints, reference)]
     else:
         places = [
-            (storage, "--storage", room.storage_free, models, 0),
-            (f"reference.root {room.references}", "--reference.root", room.references_free, 0, reference),
+            (storage, "--storage", room.storage_free, models, checkpoints, 0),
+            (f"reference.root {room.references}", "--reference.root", room.references_free, 0, 0, reference),
         ]
-    return [
-        _Demand(where, option, free, model_bytes, cache)
-        for where, option, free, model_bytes, cache in places
-        if free is not None
-    ]
+    return [_Demand(where, option, free, *parts) for where, option, free, *parts in places if free is not None]
 
 
 def _explain(demand: _Demand, costs: Cost, run: RunConfig) -> str:
     about = "" if costs.exact else "about "
     if demand.reference and is_upper_bound(chosen_kind(run.reference), run.reference):
         about = "at least "
-    parts = {"reference cache": demand.reference, "models": demand.models}
+    parts = {
+        "reference cache": demand.reference,
+        "models": demand.models,
+        "checkpoints while training": demand.checkpoints,
+    }
     listed = ", ".join(f"{name} {bytes_text(size)}" for name, size in parts.items() if size)
     remedies = ["free some space", f"set {demand.option} to another disk"]
     ending = ""
-    # Where the models alone are too large, a smaller reference would not help.
-    if demand.reference and demand.models <= demand.free and costs.work is not None:
+    spared = min(demand.checkpoints, (run.checkpoint.keep - 1) * costs.checkpoint_bytes)
+    if spared and demand.total - spared <= demand.free:
+        remedies.append("lower --checkpoint.keep")
+    # Where the models and checkpoints alone are too large, a smaller reference would not help.
+    if demand.reference and demand.fixed <= demand.free and costs.work is not None:
         remedies.append("lower --data.max_train_pairs")
         fitting = _fitting_tiers(demand, costs.work, run)
         if fitting:
@@ -101,5 +111,5 @@ def _fitting_tiers(demand: _Demand, work: Work, run: RunConfig) -> list[str]:
         for kind in KINDS
         if kind != chosen_kind(run.reference)
         and serves(kind, run)
-        and demand.models + work.reference_bytes[kind] <= demand.free
+        and demand.fixed + work.reference_bytes[kind] <= demand.free
     ]

@@ -91,6 +91,9 @@ def test_a_new_storage_is_described_quickly_and_not_made(tmp_path: Path) -> None
     assert re.fullmatch(r"measured now on [\d,]+ tokens with 1 thread\(s\)", speed[2])
     assert re.fullmatch(r"about [\d.]+ (s|min).*", cells(ran.stdout, "time to compute")[1])
     assert cells(ran.stdout, "model parameters")[1] == "about 1,317,632"
+    assert cells(ran.stdout, "one saved model")[1:] == ["about 5.3 MB", "3 to write"]
+    known = "3 of 15.8 MB at one time, then removed"
+    assert cells(ran.stdout, "checkpoints while training")[1:] == ["at most 47.4 MB", known]
     assert cells(ran.stdout, "alignment steps")[1] == "about 188"
     assert cells(ran.stdout, "samples")[1:] == ["about 640", "2 models x 80 prompts x 4 seeds"]
     assert re.fullmatch(r"[\d,.]+ [kMGTP]?B", cells(ran.stdout, "free at the storage")[1])
@@ -157,7 +160,7 @@ def test_committed_stages_are_shown_done_and_their_numbers_are_exact(tmp_path: P
     for tier in ("hidden", "hidden, 8bit", "topk, 64 tokens a position", "scalar"):
         assert re.fullmatch(r"[\d.]+ [kM]B", cells(ran.stdout, tier)[1])
         assert cells(counted.getvalue(), tier)[1] == cells(ran.stdout, tier)[1]
-    assert cells(ran.stdout, "one checkpoint")[2] == "2 to write"
+    assert cells(ran.stdout, "one saved model")[2] == "2 to write"
     for row in ("preference pairs", "fine-tuning texts", "tokens in pairs", "tokens in texts", "samples"):
         assert cells(counted.getvalue(), row)[1] == cells(ran.stdout, row)[1]
 
@@ -180,7 +183,7 @@ def test_a_run_that_cannot_fit_is_described_and_then_refused(tmp_path: Path) -> 
     assert ran.returncode == 1
     assert cells(ran.stdout, "hidden")[1].endswith(" TB")
     assert "not measured: the model's " in cells(ran.stdout, "tokens per second")[2]
-    assert re.match(r"error: storage \S+ has [\d,.]+ [kMGT]?B free, but the run would write about 9\.2 PB", ran.stderr)
+    assert re.match(r"error: storage \S+ has [\d,.]+ [kMGT]?B free, but the run would write about 36\.8 PB", ran.stderr)
     assert "--storage to another disk" in ran.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -249,6 +252,7 @@ def test_a_finished_run_has_the_predicted_bytes(finished_run: FinishedRun) -> No
     shown = described(run, "tiny", finished_run.storage)
     assert "0 of 10 stages to do" in shown
     assert cells(shown, "still to write")[1] == "0 B"
+    assert cells(shown, "checkpoints while training")[1:] == ["0 B", "no training to do"]
     assert cells(shown, "tokens per second")[1:] == ["unknown", "not measured: nothing is left to compute"]
 
 

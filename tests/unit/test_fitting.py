@@ -11,7 +11,7 @@ from pipeline.align import AlignmentRun
 from pipeline.artifacts import Store
 from pipeline.config import RunConfig
 from pipeline.errors import ArtifactError
-from pipeline.fitting import find_room, require_room
+from pipeline.fitting import checkpoints_at, checkpoints_there_bytes, find_room, require_room
 from pipeline.plan import cost
 from pipeline.room import Room
 from pipeline.survey import model_shape, token_counts
@@ -106,3 +106,26 @@ def test_a_committed_stage_needs_no_room(
     with store.stage("reference", planned["reference"].key, {}) as staging:
         (staging.path / "cache.json").write_text("{}")
     require_room(run, planned, store, tmp_path / "runs", counts, built_model)
+
+
+def test_a_killed_training_goes_on_beside_what_it_has_left(
+    pairs_file: Path, built_model: Path, tmp_path: Path, small_disk: Callable[[str], Path]
+) -> None:
+    """On a disk with room for a model and one more checkpoint, two lie there already."""
+    caches = tmp_path / "caches"
+    run = kept_at(pairs_file, built_model, caches)
+    parameters = model_shape(run.model, built_model).parameters
+    spare = 50_000  # for directories and the rounding to pages
+    storage = small_disk(f"size={(4 + 3 * 12) * parameters + spare}")
+    align = AlignmentRun("mine", run, storage)
+    store, directory = Store(str(storage)), align.run_directory("align")
+    assert directory == checkpoints_at(storage, "align", align.planned["align"].key)
+    for step in (10, 20):
+        (directory / f"step-{step:08d}").mkdir(parents=True)
+        (directory / f"step-{step:08d}" / "rank-00000.safetensors").write_bytes(b"x" * 12 * parameters)
+    assert checkpoints_there_bytes(storage, align.planned, ["align"]) == 2 * 12 * parameters
+    assert checkpoints_there_bytes(storage, align.planned, ["report"]) == 0
+    require_room(run, align.planned, store, storage, None, built_model)
+    directory.rename(storage / "checkpoints" / "of-another-run")
+    with pytest.raises(ArtifactError, match=r"checkpoints while training"):
+        require_room(run, align.planned, store, storage, None, built_model)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from pipeline.config import BuildConfig, RunConfig
 from pipeline.plan import (
     ModelShape,
-    TokenCounts,
     align_steps,
     built_shape,
     cache_shape,
@@ -20,19 +19,10 @@ from pipeline.plan import (
     model_dtype,
     sft_steps,
 )
+from tests.counts import counts_by_hand
 
 MODEL = ModelShape(parameters=1_000, hidden_size=8, vocab_size=50, exact=True, basis="by hand")
-COUNTS = TokenCounts(
-    pairs={"train": 33, "validation": 4, "test": 7},
-    prompt_tokens={"train": 100, "validation": 10, "test": 20},
-    response_tokens={"train": 300, "validation": 40, "test": 70},
-    texts=21,
-    text_tokens=210,
-    prompts=5,
-    id_bytes={"train": 330, "validation": 40, "test": 70},
-    exact=True,
-    basis="by hand",
-)
+COUNTS = counts_by_hand()
 ALL_STAGES = ("data", "base", "tokens", "sft", "reference", "align", "evaluate", "report")
 
 
@@ -52,8 +42,9 @@ def test_a_run_by_hand() -> None:
     assert costs.work.reference_tokens == 110 + 340
     assert (costs.work.align_steps, costs.work.sft_steps, costs.work.samples_per_model) == (6, 2, 20)
     assert not costs.work.sft_steps_exact
-    assert costs.checkpoint_bytes == 4_000
-    assert (costs.checkpoints_to_write, costs.models_to_write_bytes) == (3, 12_000)
+    assert costs.saved_model_bytes == 4_000
+    assert (costs.models_to_write, costs.models_to_write_bytes) == (3, 12_000)
+    assert (costs.checkpoint_bytes, costs.checkpoints_held, costs.checkpoints_to_write_bytes) == (12_000, 3, 36_000)
     assert costs.reference_to_write_bytes == costs.work.reference_bytes["hidden"]
     assert costs.to_write_bytes == 12_000 + costs.reference_to_write_bytes
     assert costs.exact
@@ -78,6 +69,17 @@ def test_committed_stages_cost_nothing_more() -> None:
     assert reference.work is not None
     assert reference.to_write_bytes == reference.work.reference_bytes["hidden"] > 0
     assert reference.work == cost(run, COUNTS, MODEL, ()).work
+
+
+def test_checkpoints_are_held_while_a_training_is_to_do() -> None:
+    """One training runs at a time, and what a killed one has left is there already."""
+    run = run_with(checkpoint={"keep": 3}, sft={"steps": 1, "guard": {"on_spike": "roll_back"}})
+    held = [cost(run, COUNTS, MODEL, to_do).checkpoints_held for to_do in (ALL_STAGES, ("align",), ("sft",), ("base",))]
+    assert held == [4, 4, 5, 0]
+    for there, left in ((0, 48_000), (30_000, 18_000), (10**9, 0)):
+        costs = cost(run, COUNTS, MODEL, ("align",), checkpoints_there_bytes=there)
+        assert costs.checkpoints_to_write_bytes == left
+        assert costs.to_write_bytes == 4_000
 
 
 def test_what_is_there_of_a_cache_is_not_written_again() -> None:
@@ -106,7 +108,7 @@ def test_one_dtype_for_all_processes_of_a_run(kind: str) -> None:
         run = run_with(cluster=on_gpu, model={"path": "model", "dtype": name})
         assert (model_dtype(run), dtype_bytes(run)) == (name, size)
     costs = cost(run_with(cluster=on_gpu), COUNTS, MODEL, ALL_STAGES)
-    assert costs.checkpoint_bytes == 2_000
+    assert (costs.saved_model_bytes, costs.checkpoint_bytes) == (2_000, 12_000)
     # A model that is built is always saved in float32.
     assert costs.models_to_write_bytes == 4_000 + 2 * 2_000
     assert costs.work is not None

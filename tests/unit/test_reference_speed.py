@@ -7,20 +7,11 @@ import pytest
 
 from pipeline.config import RunConfig
 from pipeline.errors import ModelError
-from pipeline.plan import ModelShape, TokenCounts, built_shape
+from pipeline.plan import ModelShape, built_shape
 from pipeline.reference_speed import mean_lengths, measure_speed, reference_actors, timed_batch
+from tests.counts import counts_by_hand
 
-COUNTS = TokenCounts(
-    pairs={"train": 30, "validation": 10, "test": 7},
-    prompt_tokens={"train": 170, "validation": 30, "test": 2_000},
-    response_tokens={"train": 700, "validation": 100, "test": 70},
-    texts=21,
-    text_tokens=210,
-    prompts=5,
-    id_bytes={"train": 330, "validation": 40, "test": 70},
-    exact=True,
-    basis="by hand",
-)
+COUNTS = counts_by_hand(pairs=(30, 10, 7), prompt_tokens=(170, 30, 2_000), response_tokens=(700, 100, 70))
 BUILD = {"vocab_size": 300, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "context_tokens": 64}
 
 

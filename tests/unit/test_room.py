@@ -13,19 +13,13 @@ from pipeline.plan import Cost, ModelShape, TokenCounts, cost
 from pipeline.room import Room, refusal
 from pipeline.tiers import chosen_kind
 from pipeline.units import bytes_text
+from tests.counts import counts_by_hand
 
 MODEL = ModelShape(parameters=10_000, hidden_size=512, vocab_size=50, exact=True, basis="by hand")
-COUNTS = TokenCounts(
-    pairs={"train": 33, "validation": 4, "test": 7},
-    prompt_tokens={"train": 100, "validation": 10, "test": 20},
-    response_tokens={"train": 3_000, "validation": 400, "test": 700},
-    texts=21,
-    text_tokens=210,
-    prompts=5,
-    id_bytes={"train": 330, "validation": 40, "test": 70},
-    exact=True,
-    basis="by hand",
-)
+COUNTS = counts_by_hand(response_tokens=(3_000, 400, 700))
+CHECKPOINTS = 3 * 12 * 10_000
+MODELS = 40_000 + CHECKPOINTS
+"""What goes to the storage: one model of float32, and three checkpoints while it is trained."""
 TO_DO = ("tokens", "reference", "align", "report")
 
 
@@ -60,14 +54,14 @@ def tiers_bytes(run: RunConfig) -> dict[str, int]:
 def test_only_what_clearly_does_not_fit_is_refused() -> None:
     run = run_with()
     exact = costs_of(run)
-    needed = exact.to_write_bytes
+    needed = exact.to_write_bytes + CHECKPOINTS
     assert refusal(exact, run, one_disk(needed)) is None
     message = refused(run, one_disk(needed - 1))
-    assert message.startswith(f"storage /runs has {bytes_text(needed - 1)} free, but the run would write 7.1 MB (")
-    assert "(reference cache 7.1 MB, models 40.0 kB)" in message
+    assert message.startswith(f"storage /runs has {bytes_text(needed - 1)} free, but the run would write 7.5 MB (")
+    assert "(reference cache 7.1 MB, models 40.0 kB, checkpoints while training 360.0 kB)" in message
     estimate = costs_of(run, dataclasses.replace(COUNTS, exact=False))
     assert refusal(estimate, run, one_disk(needed - 1)) is None
-    assert "would write about 7.1 MB" in refused(run, one_disk(needed // 2), estimate)
+    assert "would write about 7.5 MB" in refused(run, one_disk(needed // 2), estimate)
 
 
 def test_the_tiers_that_fit_and_serve_the_loss_are_named_with_their_options() -> None:
@@ -75,7 +69,7 @@ def test_the_tiers_that_fit_and_serve_the_loss_are_named_with_their_options() ->
     run = run_with()
     sizes = tiers_bytes(run)
     assert sizes["scalar"] < sizes["topk"] < sizes["hidden 8bit"] < sizes["hidden"]
-    models = 40_000
+    models = MODELS
     eight = f"`--reference.hidden_rows 8bit` (needs about {bytes_text(sizes['hidden 8bit'])})"
     topk = f"`--reference.tier topk` (needs about {bytes_text(sizes['topk'])})"
     scalar = f"`--reference.tier scalar` (needs about {bytes_text(sizes['scalar'])})"
@@ -98,7 +92,7 @@ def test_the_tiers_that_fit_and_serve_the_loss_are_named_with_their_options() ->
     large = run_with(reference={"tier": "topk", "top_k": 50, "top_mass": None})
     small = dataclasses.replace(MODEL, hidden_size=8)
     costs = cost(large, COUNTS, small, TO_DO)
-    message = refused(large, one_disk(costs.to_write_bytes - 1), costs)
+    message = refused(large, one_disk(costs.to_write_bytes + CHECKPOINTS - 1), costs)
     assert "`--reference.tier hidden` (" in message
     assert "`--reference.tier hidden --reference.hidden_rows 8bit` (" in message
 
@@ -118,20 +112,21 @@ def test_the_options_named_are_options_of_the_job(reference: dict[str, Any], tmp
 
 
 def test_where_the_models_alone_are_too_large_no_tier_helps() -> None:
-    run = run_with()
+    run = run_with(checkpoint={"keep": 1})
+    fixed = 40_000 + 2 * 120_000
     for costs in (costs_of(run), costs_of(run, to_do=("align",)), costs_of(run, counts=None)):
-        message = refused(run, one_disk(39_999), costs)
+        message = refused(run, one_disk(fixed - 1), costs)
         assert "tier" not in message
         assert "max_train_pairs" not in message
         assert message.endswith("free some space, or set --storage to another disk")
-    assert refusal(costs_of(run, counts=None), run, one_disk(40_000)) is None
+    assert refusal(costs_of(run, counts=None), run, one_disk(fixed)) is None
 
 
 def test_a_mass_refuses_only_what_cannot_fit_at_all() -> None:
     run = run_with(reference={"tier": "topk", "top_mass": 0.9})
     costs = costs_of(run)
-    least = costs.models_to_write_bytes + costs.reference_to_write_least_bytes
-    assert least < costs.to_write_bytes
+    least = MODELS + costs.reference_to_write_least_bytes
+    assert least < costs.to_write_bytes + CHECKPOINTS
     assert refusal(costs, run, one_disk(least)) is None
     assert "would write at least " in refused(run, one_disk(least - 1))
 
@@ -139,23 +134,23 @@ def test_a_mass_refuses_only_what_cannot_fit_at_all() -> None:
 def test_each_disk_is_judged_for_what_goes_there() -> None:
     run = run_with(reference={"root": "/caches"})
     cache = costs_of(run).reference_to_write_bytes
-    assert refusal(costs_of(run), run, two_disks(40_000, cache)) is None
-    message = refused(run, two_disks(39_999, cache))
-    assert message.startswith("storage /runs has 40.0 kB free, but the run would write 40.0 kB (models 40.0 kB): ")
-    message = refused(run, two_disks(40_000, cache - 1))
+    assert refusal(costs_of(run), run, two_disks(MODELS, cache)) is None
+    message = refused(run, two_disks(MODELS - 1, cache))
+    assert message.startswith("storage /runs has 400.0 kB free, but the run would write 400.0 kB (models 40.0 kB, ")
+    message = refused(run, two_disks(MODELS, cache - 1))
     assert message.startswith("reference.root /caches has 7.1 MB free")
     assert "(reference cache 7.1 MB)" in message
     assert "set --reference.root to another disk" in message
     assert "--storage" not in message
     # A tier needs no room for the models there.
     sizes = tiers_bytes(run)
-    assert "`--reference.tier topk`" in refused(run, two_disks(40_000, sizes["topk"]))
+    assert "`--reference.tier topk`" in refused(run, two_disks(MODELS, sizes["topk"]))
     # On one disk both are named, for either can be moved.
     shared = Room("/runs", cache, "/runs/caches", cache, shared=True)
     assert "set --storage or --reference.root to another disk" in refused(run, shared)
 
 
-@pytest.mark.parametrize("storage", [40_000, None])
+@pytest.mark.parametrize("storage", [MODELS, None])
 def test_what_nobody_knows_refuses_nothing(storage: int | None) -> None:
     run = run_with(reference={"root": "s3://bucket/caches"})
     assert refusal(costs_of(run), run, Room("/runs", storage, "s3://bucket/caches", None, shared=False)) is None
@@ -165,8 +160,25 @@ def test_what_is_there_already_needs_no_room() -> None:
     run = run_with()
     whole = costs_of(run)
     half = cost(run, COUNTS, MODEL, TO_DO, reference_there_bytes=6_000_000)
-    free = whole.to_write_bytes - 6_000_000
+    free = whole.to_write_bytes + CHECKPOINTS - 6_000_000
     assert refusal(whole, run, one_disk(free)) is not None
     assert refusal(half, run, one_disk(free)) is None
     committed = costs_of(run, to_do=("align", "report"))
-    assert refusal(committed, run, one_disk(40_000)) is None
+    assert refusal(committed, run, one_disk(MODELS)) is None
+
+
+def test_checkpoints_are_counted_while_a_training_is_to_do() -> None:
+    run = run_with(checkpoint={"keep": 4})
+    costs = costs_of(run, to_do=("align",))
+    needed = 40_000 + 5 * 120_000
+    assert refusal(costs, run, one_disk(needed)) is None
+    message = refused(run, one_disk(needed - 1), costs)
+    assert "would write 640.0 kB (models 40.0 kB, checkpoints while training 600.0 kB): " in message
+    assert message.endswith("free some space, set --storage to another disk, or lower --checkpoint.keep")
+    # Fewer would not do here.
+    assert "--checkpoint.keep" not in refused(run, one_disk(40_000 + 2 * 120_000 - 1), costs)
+    # A killed training goes on beside what it has left.
+    there = cost(run, COUNTS, MODEL, ("align",), checkpoints_there_bytes=480_000)
+    assert refusal(there, run, one_disk(40_000 + 120_000)) is None
+    assert refusal(there, run, one_disk(40_000 + 120_000 - 1)) is not None
+    assert refusal(costs_of(run, to_do=("evaluate", "report")), run, one_disk(0)) is None

@@ -32,8 +32,8 @@ from pipeline.models.smollm2 import (
     save_trainable,
 )
 from pipeline.models.source import resolve_model
-from pipeline.plan import TokenCounts
 from pipeline.reference_speed import measure_speed
+from tests.counts import counts_by_hand
 
 IDS = torch.tensor([[1, 9531, 198, 57, 2, 30, 4, 1990]])
 
@@ -258,8 +258,7 @@ def test_a_stand_in_of_the_same_architecture_measures_the_reference_pass(small_w
     assert shapes[0] == shapes[1]
     assert next(stand_in.parameters()).dtype == torch.float32
     run = run_config(max_prompt_tokens=8, max_response_tokens=16)
-    splits = {"train": 4, "validation": 1, "test": 1}
-    counts = TokenCounts(splits, splits, {name: 10 * n for name, n in splits.items()}, 1, 1, 1, splits, True, "")
+    counts = counts_by_hand(pairs=(4, 1, 1), prompt_tokens=(4, 1, 1), response_tokens=(40, 10, 10))
     shape = survey.model_shape(run.model, None)
     speed = measure_speed(run, counts, shape, None, budget_s=1.0)
     assert speed.tokens_per_s is not None
