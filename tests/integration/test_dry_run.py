@@ -183,7 +183,7 @@ def test_a_run_that_cannot_fit_is_described_and_then_refused(tmp_path: Path) -> 
     assert ran.returncode == 1
     assert cells(ran.stdout, "hidden")[1].endswith(" TB")
     assert "not measured: the model's " in cells(ran.stdout, "tokens per second")[2]
-    assert re.match(r"error: storage \S+ has [\d,.]+ [kMGT]?B free, but the run would write about 36\.8 PB", ran.stderr)
+    assert re.match(r"error: storage \S+ has [\d,.]+ [kMGT]?B free, but the run would write about 36\.9 PB", ran.stderr)
     assert "--storage to another disk" in ran.stderr
     assert list(tmp_path.iterdir()) == []
 
