@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -26,12 +27,22 @@ KILLS = {
 
 
 @pytest.mark.timeout(900)
+def test_killed_in_training(finished_run: FinishedRun, tmp_path: Path) -> None:
+    killed_in(("sft", "align"), finished_run, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_killed_in_every_stage(finished_run: FinishedRun, tmp_path: Path) -> None:
+    killed_in(tuple(KILLS), finished_run, tmp_path)
+
+
+def killed_in(stages: Sequence[str], finished_run: FinishedRun, tmp_path: Path) -> None:
     arguments = ["--recipe", str(finished_run.recipe), "--storage", str(tmp_path / "runs")]
     committed: set[str] = set()
-    for stage, after_s in KILLS.items():
+    for stage in stages:
         log = tmp_path / f"killed-in-{stage}.log"
-        job.kill_in_stage(arguments, stage, after_s, log)
+        job.kill_in_stage(arguments, stage, KILLS[stage], log)
         output = log.read_text()
         for done in committed:
             assert f"= {done}  reused" in output, f"{done} was computed again after the kill before {stage}"
