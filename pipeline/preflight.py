@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.config import GuardConfig, OptimConfig, RunConfig
+from pipeline.config import GuardConfig, RunConfig
 from pipeline.units import bytes_text
 
 CHECKPOINT_BYTES = 12
@@ -19,8 +19,6 @@ CHECKPOINT_BYTES = 12
 
 _PROCESS_BYTES = 256 * 2**20
 """Less than a process takes that has imported torch, DeepSpeed and Ray."""
-_STATE_BYTES = 16
-"""Of one parameter in training: weight, gradient, master weight and moments."""
 _SHARED_BYTES = 32 * 2**20
 """/dev/shm for one GPU worker's part in NCCL."""
 
@@ -78,24 +76,28 @@ def needs_of(
     number = 2 if run.model.dtype == "bfloat16" else 4
     snapshot = CHECKPOINT_BYTES * parameters // workers
     on_gpu = run.cluster.gpus_per_worker > 0
-    state = 0 if on_gpu else _state_bytes(stage.optim, parameters, workers, number)
-    # A checkpoint's copy and the gathered weights are not in memory at the same time.
+    kept, gradients = (0, 0) if on_gpu else _state_bytes(stage.optim.zero_stage, parameters, workers, number)
     lacking = max(1, checkpoints_held(run.checkpoint.keep, stage.guard) - checkpoints_there)
+    # Gradients, a checkpoint's copy and the gathered weights come after each other: whether two of them meet in memory
+    # depends on how fast the disk is.
     return Needs(
         workers=workers,
-        worker_bytes=_PROCESS_BYTES + state + snapshot,
-        first_worker_bytes=_PROCESS_BYTES + state + max(snapshot, number * parameters),
+        worker_bytes=_PROCESS_BYTES + kept + max(gradients, snapshot),
+        first_worker_bytes=_PROCESS_BYTES + kept + max(gradients, snapshot, number * parameters),
         shared_bytes=_SHARED_BYTES if on_gpu else 0,
         storage_bytes=lacking * CHECKPOINT_BYTES * parameters,
         storage=storage,
     )
 
 
-def _state_bytes(optim: OptimConfig, parameters: int, workers: int, number: int) -> int:
-    """Weights, gradients and optimiser state of one worker: ZeRO-1 divides the optimiser's, ZeRO-2 the gradients
-    too, ZeRO-3 all of it."""
-    whole = (_STATE_BYTES, 2 * number, number, 0)[optim.zero_stage]
-    return whole * parameters + (_STATE_BYTES - whole) * parameters // workers
+def _state_bytes(zero_stage: int, parameters: int, workers: int, number: int) -> tuple[int, int]:
+    """What one worker keeps from step to step (weights, moments, master weights of bfloat16), and its gradients."""
+    whole_weights = number * parameters
+    optimiser = (8 if number == 4 else 12) * parameters
+    if zero_stage == 0:
+        return whole_weights + optimiser, whole_weights
+    weights = whole_weights // workers if zero_stage == 3 else whole_weights
+    return weights + optimiser // workers, whole_weights // workers
 
 
 def problems(needs: Needs, nodes: Sequence[NodeState]) -> list[str]:
