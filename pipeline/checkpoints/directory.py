@@ -179,7 +179,11 @@ class RunDirectory:
 
     def commit(self, step: int, manifest: Mapping[str, Any]) -> None:
         """Make a checkpoint of what lies in `staging`, whose files are safe on the disk: it appears whole or not at
-        all, in place of one that is there."""
+        all, in place of one that is there.
+
+        Those of later steps go. The run could not go on from them (damaged, or their metrics were), and counted among
+        the newest they would have the good ones pruned.
+        """
         staging, final = self.path / _STAGING / step_name(step), self.path / step_name(step)
         with self.refusals("written"):
             (self.path / RUN).stat()  # the directory that the run began in, and no other in its place
@@ -189,6 +193,9 @@ class RunDirectory:
                 self._remove(final)
             staging.rename(final)
             fsync(self.path)
+            for later in self.steps():
+                if later > step:
+                    self._remove(self.path / step_name(later))
 
     def prune(self, keep: int, also_every: int | None = None) -> None:
         """Remove all but the newest ``keep`` checkpoints, and the newest one of a step divisible by ``also_every``."""

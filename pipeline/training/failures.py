@@ -104,7 +104,8 @@ class Patience:
 
     def after(self, step: int) -> Patience:
         """After one more failure, with the newest checkpoint at ``step``."""
-        return replace(self, failures=self.failures + 1 if step <= self.step else 1, step=max(step, self.step))
+        # A lower step is a new checkpoint too, of a run that had to go back behind damaged ones.
+        return replace(self, failures=self.failures + 1 if step == self.step else 1, step=step)
 
     @property
     def exhausted(self) -> bool:

@@ -183,6 +183,19 @@ class TestChanges:
         write_checkpoint(directory, 3, {"a": (2,)}, [{"a": (0, 2)}])
         assert isinstance(directory.verify(3), Checkpoint)
 
+    def test_damaged_ones_of_later_steps_do_not_outlive_a_commit(self, tmp_path: Path) -> None:
+        """Or pruning would keep them, as the newest, and remove every good one until the run is past them."""
+        directory = run_directory(tmp_path / "run", (40, 80))
+        metrics = directory.path / "metrics.jsonl"
+        metrics.write_bytes(b"x" + metrics.read_bytes()[1:])
+        assert directory.newest(lambda text: None) is None
+        write_checkpoint(directory, 4, {"a": (2,)}, [{"a": (0, 2)}])
+        directory.prune(2)
+        assert directory.steps() == [4]
+        found = directory.newest(silent)
+        assert found is not None
+        assert found.step == 4
+
     def test_prune(self, tmp_path: Path) -> None:
         directory = run_directory(tmp_path / "run", (2, 5, 6, 7, 8))
         directory.prune(2, also_every=5)

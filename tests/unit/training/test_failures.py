@@ -69,5 +69,13 @@ def test_patience_lasts_as_long_as_there_is_progress() -> None:
     assert not patience.after(21).exhausted
 
 
+def test_checkpoints_before_a_damaged_one_are_progress_too() -> None:
+    patience = Patience(1).after(80)
+    for step in (4, 8, 12):
+        patience = patience.after(step)
+        assert not patience.exhausted
+    assert patience.after(12).exhausted
+
+
 def test_no_patience_at_all() -> None:
     assert Patience(0).after(5).exhausted
