@@ -11,9 +11,10 @@ from typing import Any
 
 from pipeline.checkpoints.directory import Checkpoint, RunDirectory
 from pipeline.checkpoints.journal import Cursor, Journal
-from pipeline.checkpoints.layout import MANIFEST, METRICS, SKIPPED, step_name
+from pipeline.checkpoints.layout import MANIFEST, METRICS, RUN, SKIPPED, step_name
 from pipeline.config import RunConfig
 from pipeline.digests import unseal
+from pipeline.errors import ClusterError
 from pipeline.progress import reporter
 from pipeline.training.spec import TrainSpec
 from pipeline.training.state import LoopState
@@ -190,7 +191,15 @@ class Training:
 
 
 def _checkpoint(directory: RunDirectory, step: int) -> Checkpoint:
-    """The checkpoint that the driver has verified; only its manifest is read again."""
+    """The checkpoint that the driver has verified; only its manifest is read again.
+
+    Raises:
+        ClusterError: when it has been pruned since, so that the driver looks again.
+    """
     path = directory.path / step_name(step)
     with directory.refusals("read"):
-        return Checkpoint(path, unseal((path / MANIFEST).read_bytes()))
+        try:
+            return Checkpoint(path, unseal((path / MANIFEST).read_bytes()))
+        except FileNotFoundError:
+            (directory.path / RUN).stat()  # gone as a whole: that is what the user has to hear
+            raise ClusterError(f"{path} is gone: a worker of an earlier job was still writing checkpoints") from None
