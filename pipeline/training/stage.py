@@ -67,15 +67,16 @@ def run_training(spec: TrainSpec, scratch: Path, report: Report, say: Callable[[
     while True:
         found = directory.newest(say)
         step = found.step if found else None
-        try:
+        with ray_errors():  # these wait by themselves: what they refuse in the end is final
             workers = _room(run.cluster)
             parameters = stored_size(Path(spec.model_dir)).parameters
             there = len(directory.steps())
             require_nodes(run, spec.kind, parameters, workers, directory.path, say, checkpoints_there=there)
-            attempts += 1
-            if attempts > 1 or step is not None:
-                where = "from the start" if step is None else f"from step {step}"
-                say(f"goes on {where} with {workers} worker(s)")
+        attempts += 1
+        if attempts > 1 or step is not None:
+            where = "from the start" if step is None else f"from step {step}"
+            say(f"goes on {where} with {workers} worker(s)")
+        try:
             result = _attempt(spec, run.cluster, step, workers, scratch, report)
         except Exception as error:
             remove_placement_groups()
