@@ -13,8 +13,6 @@ module alone knows all stages.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import importlib.util
 import json
 import platform
 from collections.abc import Collection, Mapping
@@ -22,45 +20,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.artifacts import Artifact, Store
-from pipeline.catalogue import measure_label
 from pipeline.checkpoints.directory import RunDirectory
-from pipeline.config import BUILD_GPT_NEOX, MADE_BY_THE_JOB, RISK_METHODS, LossConfig, RunConfig
+from pipeline.checkpoints.location import run_directory
+from pipeline.config import BUILD_GPT_NEOX, MADE_BY_THE_JOB, RunConfig
 from pipeline.graph import PlannedStage, Stage, StageContext, plan, up_to
+from pipeline.keys import (
+    DATA_READING,
+    DATA_TOKENS,
+    EVALUATION_SAMPLES,
+    LIBRARIES,
+    REFERENCE_BATCHES,
+    device,
+    effective_loss,
+    library_versions,
+    pick,
+    with_dtype,
+)
 from pipeline.models.source import ModelSource, resolve_model
-from pipeline.plan import model_dtype
 from pipeline.plugins import function_digests
 from pipeline.reference.key import tier_parts
 from pipeline.reference.location import bytes_there, caches_at, check_cache
 from pipeline.training.spec import TrainSpec
-
-LIBRARIES = ("numpy", "torch", "transformers")
-"""Their versions are part of every key: another one may compute other numbers."""
-
-_DATA_READING = (
-    "format",
-    "prompt_column",
-    "chosen_column",
-    "rejected_column",
-    "id_column",
-    "group_column",
-    "validation_fraction",
-    "test_fraction",
-    "split_seed",
-    "strict",
-    "max_dropped_fraction",
-)
-_DATA_TOKENS = (
-    "max_train_pairs",
-    "max_validation_pairs",
-    "max_test_pairs",
-    "max_prompt_tokens",
-    "max_response_tokens",
-    "overlong",
-    "strict",
-    "max_dropped_fraction",
-)
-_REFERENCE_BATCHES = ("rows_per_shard", "batch_tokens", "threads")
-_EVALUATION_SAMPLES = ("num_prompts", "seeds", "temperature", "max_new_tokens", "batch_size", "scorers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +113,9 @@ class AlignmentRun:
 
     def _stages(self) -> list[Stage]:
         run = self.run
-        numerics = {"dtype": run.model.dtype, "device": _device(run), "head_block_bytes": run.train.head_block_bytes}
+        numerics = {"dtype": run.model.dtype, "device": device(run), "head_block_bytes": run.train.head_block_bytes}
         base, reference = self._base.inputs, self._reference.inputs
-        sampling = _pick(run.evaluation, _EVALUATION_SAMPLES) | {"dtype": run.model.dtype, "device": _device(run)}
+        sampling = pick(run.evaluation, EVALUATION_SAMPLES) | {"dtype": run.model.dtype, "device": device(run)}
         scorers = function_digests("scorer", run.evaluation.scorers)
         loss = effective_loss(run)
         stages = [
@@ -143,14 +123,14 @@ class AlignmentRun:
                 "data",
                 1,
                 self._prepare_data,
-                options=_pick(run.data, _DATA_READING),
+                options=pick(run.data, DATA_READING),
                 contents={"data": self._data_digest},
             ),
             Stage(
                 "tokens",
                 1,
                 self._tokenise,
-                options=_pick(run.data, _DATA_TOKENS),
+                options=pick(run.data, DATA_TOKENS),
                 inputs=("data", *base),
                 contents=self._model_contents,
             ),
@@ -160,7 +140,7 @@ class AlignmentRun:
                 self._compute_reference,
                 options={
                     "tier": tier_parts(run.reference),
-                    **_pick(run.reference, _REFERENCE_BATCHES),
+                    **pick(run.reference, REFERENCE_BATCHES),
                     "dtype": run.model.dtype,
                     "device": "cuda" if run.cluster.gpus_per_actor else "cpu",
                 },
@@ -352,7 +332,7 @@ class AlignmentRun:
 
     def run_directory(self, kind: str) -> Path:
         """Where a training stage keeps its checkpoints until its artefact is committed."""
-        return self.storage / "checkpoints" / f"{kind}-{self.planned[kind].key[:16]}"
+        return run_directory(self.storage, kind, self.planned[kind].key)
 
     def _identity(self, kind: str, reference: str | None) -> dict[str, Any]:
         made_from = self.planned[kind].made_from
@@ -445,40 +425,6 @@ class AlignmentRun:
         (context.out_dir / "report.html").write_text(render(inputs), encoding="utf-8")
         summary = build_summary(inputs)
         (context.out_dir / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False))
-
-
-def with_dtype(run: RunConfig) -> RunConfig:
-    """The run with ``auto`` decided once, for every process."""
-    return run.model_copy(update={"model": run.model.model_copy(update={"dtype": model_dtype(run)})})
-
-
-def _device(run: RunConfig) -> str:
-    """What computes: another kind of device gives other last digits. (The number of workers does too, within
-    float32 rounding, but a run that goes on with more or fewer of them is meant to find its artefacts.)"""
-    return f"workers {'cuda' if run.cluster.gpus_per_worker else 'cpu'}, actors " + (
-        "cuda" if run.cluster.gpus_per_actor else "cpu"
-    )
-
-
-def effective_loss(run: RunConfig) -> dict[str, Any]:
-    """The options of the loss that matter for its method, so that an unused one changes no key."""
-    loss: LossConfig = run.loss
-    options: dict[str, Any] = {"method": loss.method, "beta": loss.beta}
-    if loss.method.endswith("2"):
-        options["alpha"] = loss.alpha
-    if loss.method in RISK_METHODS:
-        options["risk"] = measure_label(run.risk.measure, run.risk.level, run.risk.weight)
-        options |= function_digests("risk.measure", [run.risk.measure])
-    return {"loss": options}
-
-
-def library_versions(names: Collection[str]) -> dict[str, str]:
-    """Installed versions, without importing anything."""
-    return {name: importlib.metadata.version(name) for name in names}
-
-
-def _pick(section: Any, names: Collection[str]) -> dict[str, Any]:
-    return {name: value for name, value in section.model_dump(mode="json").items() if name in names}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

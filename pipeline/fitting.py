@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shutil
@@ -10,6 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pipeline.artifacts import Store
+from pipeline.checkpoints.location import held_bytes, run_directory
 from pipeline.config import RunConfig
 from pipeline.disk import existing
 from pipeline.errors import ArtifactError
@@ -45,21 +45,10 @@ def find_room(run: RunConfig, storage: Path) -> Room:
     return Room(str(storage), free, place.root, place.free_bytes(), shared)
 
 
-def checkpoints_at(storage: Path, stage: str, key: str) -> Path:
-    """Where a training stage keeps its checkpoints until its artefact is committed."""
-    return storage / "checkpoints" / f"{stage}-{key[:16]}"
-
-
 def checkpoints_there_bytes(storage: Path, planned: Mapping[str, PlannedStage], to_do: Collection[str]) -> int:
     """What killed trainings that are still to do have left in their directories: they go on from it."""
-    total = 0
-    for stage in ("sft", "align"):
-        if stage in to_do:
-            for directory, _, names in os.walk(checkpoints_at(storage, stage, planned[stage].key)):
-                for name in names:
-                    with contextlib.suppress(FileNotFoundError):  # a running job removes older ones
-                        total += os.stat(os.path.join(directory, name)).st_size
-    return total
+    trainings = [stage for stage in ("sft", "align") if stage in to_do]
+    return sum(held_bytes(run_directory(storage, stage, planned[stage].key)) for stage in trainings)
 
 
 def require_room(

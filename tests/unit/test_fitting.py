@@ -11,7 +11,7 @@ from pipeline.align import AlignmentRun
 from pipeline.artifacts import Store
 from pipeline.config import RunConfig
 from pipeline.errors import ArtifactError
-from pipeline.fitting import checkpoints_at, checkpoints_there_bytes, find_room, require_room
+from pipeline.fitting import checkpoints_there_bytes, find_room, require_room
 from pipeline.plan import cost
 from pipeline.room import Room
 from pipeline.survey import model_shape, token_counts
@@ -119,7 +119,6 @@ def test_a_killed_training_goes_on_beside_what_it_has_left(
     storage = small_disk(f"size={(4 + 3 * 12) * parameters + spare}")
     align = AlignmentRun("mine", run, storage)
     store, directory = Store(str(storage)), align.run_directory("align")
-    assert directory == checkpoints_at(storage, "align", align.planned["align"].key)
     for step in (10, 20):
         (directory / f"step-{step:08d}").mkdir(parents=True)
         (directory / f"step-{step:08d}" / "rank-00000.safetensors").write_bytes(b"x" * 12 * parameters)
