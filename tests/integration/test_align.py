@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -68,24 +67,3 @@ def test_a_second_run_starts_nothing(finished_run: FinishedRun) -> None:
     assert [f"= {stage}  reused" in output for stage in job.STAGES] == [True] * len(job.STAGES)
     assert "Ray" not in output.replace("Ra-DPO", ""), "no cluster is started for nothing"
     assert job.summary(finished_run.storage) == before
-
-
-@pytest.mark.timeout(900)
-def test_dpo_with_the_scalar_tier_on_a_model_from_a_directory(finished_run: FinishedRun, tmp_path: Path) -> None:
-    """Your own model: no fine-tuning, one number per response, one worker; the same evaluation."""
-    model = tmp_path / "model"
-    shutil.copytree(artifact(finished_run.storage, "sft") / "model", model)
-    code, output = job.run(
-        [
-            *("--recipe", str(finished_run.recipe), "--storage", str(tmp_path / "runs")),
-            *("--model.path", str(model), "--sft.steps", "0"),
-            *("--loss.method", "dpo", "--reference.tier", "scalar", "--cluster.num_workers", "1"),
-            *("--train.max_steps", "4"),
-        ]
-    )
-    assert code == 0, output
-    assert "sft" not in output
-    summary = job.summary(tmp_path / "runs")
-    assert summary["training"]["first_train"]["loss"] == pytest.approx(0.6931472, abs=1e-5)
-    assert summary["evaluation"]["pairs"]["chosen_risk"]["cvar@0.1"]["value"] > 0
-    assert not list((tmp_path / "runs").glob("artifacts/reference/*/head.safetensors"))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,9 +30,32 @@ KILLS = {
 }
 
 
-@pytest.mark.timeout(900)
-def test_killed_in_training(finished_run: FinishedRun, tmp_path: Path) -> None:
-    killed_in(("sft", "align"), finished_run, tmp_path)
+@pytest.mark.timeout(600)
+def test_killed_after_a_checkpoint(finished_run: FinishedRun, tmp_path: Path) -> None:
+    """The alignment goes on from it; what the job leaves is what one that was not killed leaves."""
+    storage = tmp_path / "runs"
+    shutil.copytree(finished_run.storage, storage)
+    for gone in (*(f"artifacts/{stage}" for stage in ("align", "sample_policy", "evaluate", "report")), "reports"):
+        shutil.rmtree(storage / gone)
+    arguments = ["--recipe", str(finished_run.recipe), "--storage", str(storage), "--checkpoint.every_steps", "2"]
+    process = job.start(arguments, tmp_path / "killed.log")
+    try:
+        deadline = time.monotonic() + 240
+        while not list(storage.glob("checkpoints/align-*/step-*")):
+            assert process.poll() is None, (tmp_path / "killed.log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "killed.log").read_text()
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not list(storage.glob("artifacts/align/*")), "killed too late to mean anything"
+    code, output = job.run([*arguments, "--until", "align"])
+    assert code == 0, output
+    assert "goes on from step" in output
+    ours, theirs = (next(one.glob("artifacts/align/*")) for one in (storage, finished_run.storage))
+    for name in ("training.json", "metrics.jsonl", "model/model.safetensors"):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+    assert not list(storage.glob("checkpoints/*")), "a committed training needs none"
 
 
 @pytest.mark.long

@@ -122,10 +122,6 @@ def test_more_workers_than_the_machine_has_cpus(recipe: Path, tmp_path: Path) ->
     )
     refused(output, code, ["cluster.num_workers is 500", "autoscaling"])
     code, output = job.run(
-        ["--recipe", str(recipe), "--storage", str(tmp_path / "runs"), "--cluster.gpus_per_worker", "64"]
-    )
-    refused(output, code, ["GPU"])
-    code, output = job.run(
         [
             *("--recipe", str(recipe), "--storage", str(tmp_path / "runs"), "--cluster.num_workers", "500"),
             *("--cluster.autoscaling", "true", "--cluster.resource_wait_s", "3"),

@@ -68,7 +68,7 @@ def cluster() -> Iterator[dict[str, str]]:
             node.send_signal(signal.SIGTERM)
         for node in nodes:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                node.wait(timeout=30)
+                node.wait(timeout=3)
         # Whatever Ray left of this cluster, known by its own temporary directory.
         for process in psutil.process_iter(["cmdline"]):
             if any(str(home) in part for part in process.info["cmdline"] or []):
@@ -93,20 +93,26 @@ def submit(environment: dict[str, str], *arguments: str) -> tuple[int, str]:
 def test_submitted_to_a_cluster_of_two_nodes(
     finished_run: FinishedRun, cluster: dict[str, str], tmp_path: Path
 ) -> None:
-    """With another beta: data, fine-tuning and reference are reused, alignment runs on both nodes."""
+    """DPO on your own model: no fine-tuning, one number per response as the reference, alignment on both nodes."""
     storage = tmp_path / "runs"
-    shutil.copytree(finished_run.storage, storage)
-    shutil.rmtree(storage / "reports")
-    code, output = submit(
-        cluster, "--recipe", str(finished_run.recipe), "--storage", str(storage), "--loss.beta", "0.2"
+    (tuned,) = (finished_run.storage / "artifacts" / "sft").iterdir()
+    shutil.copytree(tuned / "model", tmp_path / "model")
+    ours = (
+        *("--recipe", str(finished_run.recipe), "--storage", str(storage)),
+        *("--model.path", str(tmp_path / "model"), "--sft.steps", "0"),
+        *("--loss.method", "dpo", "--reference.tier", "scalar", "--train.max_steps", "4"),
     )
+    code, output = submit(cluster, *ours)
     assert code == 0, output
     assert "joined the Ray cluster" in output
     assert "2 node(s), 2 CPUs" in output
-    for stage in ("data", "base", "tokens", "sft", "reference", "sample_reference"):
-        assert f"= {stage}  reused" in output, output
-    for stage in ("align", "sample_policy", "evaluate", "report"):
+    assert "> sft" not in output
+    for stage in ("data", "tokens", "reference", "align", "sample_policy", "evaluate", "report"):
         assert f"✓ {stage}" in output, output
+    summary = job.summary(storage)
+    assert summary["training"]["first_train"]["loss"] == pytest.approx(0.6931472, abs=1e-5)
+    assert summary["evaluation"]["pairs"]["chosen_risk"]["cvar@0.1"]["value"] > 0
+    assert not list(storage.glob("artifacts/reference/*/head.safetensors"))
     (directory,) = (storage / "reports").iterdir()
     assert f"report:  {directory / 'report.html'}" in output
     assert "\x1b[" not in output.split("joined the Ray cluster")[1].split("report:")[0], "a log is no terminal"
@@ -116,14 +122,8 @@ def test_submitted_to_a_cluster_of_two_nodes(
     assert "risk.level" in output
     assert "Traceback" not in output
 
-    code, output = submit(
-        cluster, "--recipe", str(finished_run.recipe), "--storage", str(storage), "--cluster.num_workers", "3"
-    )
+    code, output = submit(cluster, *ours, "--cluster.num_workers", "3")
     assert code == 0, "everything is committed already, and the number of workers changes no result"
-    code, output = submit(
-        cluster,
-        *("--recipe", str(finished_run.recipe), "--storage", str(storage)),
-        *("--cluster.num_workers", "3", "--loss.beta", "0.3"),
-    )
+    code, output = submit(cluster, *ours, "--cluster.num_workers", "3", "--loss.beta", "0.3")
     assert code != 0
     assert "cluster.num_workers is 3" in output
