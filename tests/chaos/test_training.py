@@ -73,6 +73,7 @@ class Chaos:
         began, said = time.monotonic(), stages.attempts(self.driver)
         if kind == "driver":
             self.driver.kill()
+            self._await_no_workers()
             self._damage()
             self.driver = self._start()
             said = 0
@@ -103,6 +104,13 @@ class Chaos:
                 self.in_commit += 1
                 return
             time.sleep(0.001)
+
+    def _await_no_workers(self) -> None:
+        """Workers outlive their driver for a moment, in which they may commit a checkpoint newer than a damaged one."""
+        deadline = time.monotonic() + 60
+        while stages.processes(self.nodes.pid, stages.WORKER):
+            assert time.monotonic() < deadline, "the workers of a dead driver live on"
+            time.sleep(0.05)
 
     def _damage(self) -> None:
         """Spoil a file of the newest checkpoint, if there is an older one to go on from."""

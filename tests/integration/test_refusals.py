@@ -174,9 +174,9 @@ def test_models_that_cannot_fit(recipe: Path, small_disk: Callable[[str], Path])
 
 @pytest.mark.long
 def test_a_reference_that_cannot_fit(recipe: Path, small_disk: Callable[[str], Path]) -> None:
-    """Models and tokens fit, the hidden states do not: refused once they are counted, before fine-tuning spends
-    anything; what the message names is accepted."""
-    disk = small_disk("size=1000k")
+    """Models, checkpoints and tokens fit, the hidden states do not: refused once they are counted, before fine-tuning
+    spends anything; what the message names is accepted."""
+    disk = small_disk("size=2700k")
     arguments = ["--recipe", str(recipe), "--storage", str(disk), "--risk.measure", "mean"]
     code, output = job.run(arguments)
     refused(output, code, [f"storage {disk} has", "reference cache", "--data.max_train_pairs"])

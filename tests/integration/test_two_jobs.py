@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import job
-from conftest import FinishedRun
 
 
 def end_of_stages(recipe: Path, storage: Path, folder: Path) -> list[dict[str, str]]:
@@ -31,17 +29,6 @@ def end_of_stages(recipe: Path, storage: Path, folder: Path) -> list[dict[str, s
     assert len(last) == 1, "both publish the same report"
     assert list((storage / "claims").iterdir()) == []
     return [{name: mark for mark, name in re.findall(r"^([✓=]) (\w+)  ", text, re.MULTILINE)} for text in said]
-
-
-@pytest.mark.timeout(600)
-def test_what_is_missing_is_computed_once(finished_run: FinishedRun, tmp_path: Path) -> None:
-    storage, missing = tmp_path / "runs", ("sample_policy", "evaluate", "report")
-    shutil.copytree(finished_run.storage, storage)
-    for stage in missing:
-        shutil.rmtree(storage / "artifacts" / stage)
-    ends = end_of_stages(finished_run.recipe, storage, tmp_path)
-    for stage in job.STAGES:
-        assert sorted(marks[stage] for marks in ends) == (["=", "✓"] if stage in missing else ["=", "="]), stage
 
 
 @pytest.mark.long
