@@ -64,6 +64,18 @@ class Trainings:
         return runs.weights_digest(self.specs[name])
 
 
+def plant_pickles(run: Path, marker: Path) -> None:
+    """Beside the files of a run and of its checkpoint, files that make `marker` when they are loaded."""
+
+    class Malicious:
+        def __reduce__(self) -> object:
+            return os.system, (f"touch {marker}",)
+
+    for place in (run, run / "step-00000008"):
+        for name in ("latest", "optimizer.pt", "pytorch_model.bin", "rank-00001.pkl", "training_args.bin"):
+            (place / name).write_bytes(pickle.dumps(Malicious()))
+
+
 @pytest.fixture(scope="module")
 def trainings(tmp_path_factory: pytest.TempPathFactory, built_model: Path) -> Trainings:
     material = runs.prepare(tmp_path_factory.mktemp("resume"), built_model)
@@ -94,8 +106,11 @@ def trainings(tmp_path_factory: pytest.TempPathFactory, built_model: Path) -> Tr
     done.run(2)
     done.add("one then two", cut)
     done.add("two then one", again)
+    done.add("pickles", cut, max_steps=10)
     done.run(1)
+    plant_pickles(done.directory("pickles").path, material.root / "executed")
     done.add("one then two", again)
+    done.add("pickles", again)
     done.run(2)
     done.add("two then three", again)
     done.run(3)
@@ -211,24 +226,11 @@ class TestDamage:
         assert name in said[0]
         assert "step-00000012" in said[0]
 
-    def test_a_pickle_is_never_loaded(self, trainings: Trainings, tmp_path: Path) -> None:
-        marker = tmp_path / "executed"
-
-        class Malicious:
-            def __reduce__(self) -> object:
-                return os.system, (f"touch {marker}",)
-
-        trainings.add("pickle", {"abandon_after": 9}, max_steps=10)
-        trainings.run(1)
-        run = trainings.directory("pickle").path
-        for place in (run, run / "step-00000008"):
-            for name in ("latest", "optimizer.pt", "pytorch_model.bin", "rank-00001.pkl", "training_args.bin"):
-                (place / name).write_bytes(pickle.dumps(Malicious()))
-        trainings.add("pickle", {"resume": True})
-        trainings.run(1)
-        last = trainings.results["pickle"][-1]
+    def test_a_pickle_is_never_loaded(self, trainings: Trainings) -> None:
+        marker = trainings.material.root / "executed"
+        last = trainings.results["pickles"][-1]
         assert last["resumed"] == 8
         assert any("optimizer.pt is no part of the checkpoint" in line for line in last["said"])
         assert not marker.exists()
-        pickle.loads((run / "latest").read_bytes())
+        pickle.loads((trainings.directory("pickles").path / "latest").read_bytes())
         assert marker.exists(), "the file would have shown that it was loaded"
