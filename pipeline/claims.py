@@ -12,7 +12,6 @@ begins anew with a fresh one if not, so nobody ends up with the lock of a file t
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import socket
@@ -22,12 +21,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pipeline.disk import acquire, make_directory
+from pipeline.disk import NO_LOCKS, acquire, make_directory
 
 _POLL_S = 0.2
 _PATIENCE_S = 0.5
 """A lock held for no longer than this is somebody's who sweeps, or leaves: nobody is told of it."""
-_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 
 
 @contextlib.contextmanager
@@ -46,7 +44,7 @@ def claim(directory: Path, name: str, waiting: Callable[[str], None]) -> Iterato
         try:
             acquire(lock, lambda: waiting(_read_owner(owner)), _PATIENCE_S)
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
             Path(lock.lock_file).unlink(missing_ok=True)
         else:

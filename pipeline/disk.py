@@ -16,6 +16,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
+"""What a file system that knows no locks answers to who asks for one."""
+
 
 class DiskFiles:
     """What `pipeline.places.Place` does, on a directory that need not exist yet."""

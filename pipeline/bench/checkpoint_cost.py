@@ -18,7 +18,7 @@ from pipeline.bench.material import model_directory, review_rows, single_process
 from pipeline.bench.measure import machine
 from pipeline.bench.output import output_file, write_figures
 from pipeline.checkpoints.directory import RunDirectory
-from pipeline.checkpoints.journal import Cursor, Journal
+from pipeline.checkpoints.journal import Journal
 from pipeline.checkpoints.layout import METRICS
 from pipeline.checkpoints.reader import CheckpointReader
 from pipeline.config import CheckpointConfig, GuardConfig, OptimConfig, SFTConfig
@@ -58,7 +58,7 @@ def _measure(config: CheckpointBenchmark, name: str, scratch: Path) -> dict[str,
     directory = RunDirectory(scratch / "run", {})
     directory.prepare()
     engine = Engine(model, _OPTIM, torch.float32, _CPU, 1)
-    journal = Journal(directory.path / METRICS, Cursor())
+    journal = Journal(directory.path / METRICS)
     checkpoints = Checkpointer(directory, engine, CheckpointConfig(every_s=1e-9), GuardConfig(), journal, {})
 
     def step() -> float:

@@ -7,7 +7,6 @@ its manifest names. A checkpoint appears by one rename and goes by one.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -20,10 +19,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.checkpoints.identity import Identity, differences
-from pipeline.checkpoints.journal import Cursor, matches
+from pipeline.checkpoints.journal import as_line
 from pipeline.checkpoints.layout import FORMAT, MANIFEST, METRICS, RUN, SKIPPED, StoredFile, step_name
 from pipeline.digests import digest_file, seal, unseal
-from pipeline.disk import fsync, make_directory
+from pipeline.disk import NO_LOCKS, fsync, make_directory
 from pipeline.errors import ArtifactError
 from pipeline.refusals import local_refusals
 
@@ -44,6 +43,11 @@ class Checkpoint:
     def step(self) -> int:
         step: int = self.manifest["step"]
         return step
+
+    def rows(self) -> bytes:
+        """The lines of the metrics up to here."""
+        since = b"".join(as_line(row) for row in self.manifest["rows_since"])
+        return (self.path / METRICS).read_bytes() + since
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class RunDirectory:
         Raises:
             ArtifactError: when another process still is after ``wait_s`` seconds.
         """
-        lock = FileLock(self.path / ".writer.lock", poll_interval=0.1)
+        lock = FileLock(self.path / ".writer.lock", poll_interval=0.1, fallback_to_soft=False)
         with self.refusals("locked"):
             try:
                 lock.acquire(timeout=wait_s)
@@ -101,6 +105,9 @@ class RunDirectory:
                     f"{self.path} is being written by another process: a train worker of an earlier job still runs; "
                     "end it (`ray job list`), or wait for it"
                 ) from None
+            except OSError as error:
+                if error.errno not in NO_LOCKS:  # without locks the claim on the stage is what there is
+                    raise
         try:
             with self.refusals("written"):
                 shutil.rmtree(self.path / _STAGING, ignore_errors=True)  # what a killed worker was writing
@@ -119,18 +126,27 @@ class RunDirectory:
             return sorted(int(name[1]) for name in names if name)
 
     def newest(self, say: Callable[[str], None]) -> Checkpoint | None:
-        """The newest checkpoint that verifies, or None; every damaged one on the way is named.
+        """The newest checkpoint that verifies, or None when there is none at all; every damaged one on the way is
+        named.
 
         Raises:
-            ArtifactError: when a checkpoint is of another run or of a newer version.
+            ArtifactError: when a checkpoint is of another run or of a newer version, or when there are checkpoints of
+                which none can be used: what they hold may be worth more than the time that training anew takes.
         """
+        damaged = []
         for step in reversed(self.steps()):
             found = self.verify(step)
             if isinstance(found, Checkpoint):
                 for name in sorted(_foreign(found)):
                     say(f"{found.path.name}/{name} is no part of the checkpoint and is not read")
                 return found
+            damaged.append(str(found))
             say(f"{self.path}: {found}; looking for an older one")
+        if damaged:
+            raise ArtifactError(
+                f"no checkpoint in {self.path} can be used: {'; '.join(damaged)}. Put their files back, or remove the "
+                "directory to train from the start"
+            )
         return None
 
     def verify(self, step: int) -> Checkpoint | Damage:
@@ -143,18 +159,17 @@ class RunDirectory:
         with self.refusals("read"):
             try:
                 manifest = unseal((path / MANIFEST).read_bytes())
-            except FileNotFoundError:
-                return Damage(path, (f"{MANIFEST} is missing",))
+            except OSError as error:
+                return Damage(path, (_unreadable(MANIFEST, error),))
             except ValueError as error:
                 return Damage(path, (f"{MANIFEST}: {error}",))
             self._require_ours(path, manifest)
             if manifest["step"] != step:
                 return Damage(path, (f"{MANIFEST} is that of step {manifest['step']}",))
             with ThreadPoolExecutor(_HASHERS) as pool:
-                checked = pool.map(lambda one: _fault(path, StoredFile(**one)), manifest["files"])
+                stored = [*manifest["files"], manifest["metrics"]]
+                checked = pool.map(lambda one: _fault(path, StoredFile(**one)), stored)
                 faults = [fault for fault in checked if fault]
-            if not matches(self.path / METRICS, Cursor(**manifest["metrics"])):
-                faults.append(f"{METRICS} does not begin with the rows of this checkpoint")
             return Damage(path, tuple(faults)) if faults else Checkpoint(path, manifest)
 
     def _require_ours(self, path: Path, manifest: Mapping[str, Any]) -> None:
@@ -181,8 +196,8 @@ class RunDirectory:
         """Make a checkpoint of what lies in `staging`, whose files are safe on the disk: it appears whole or not at
         all, in place of one that is there.
 
-        Those of later steps go. The run could not go on from them (damaged, or their metrics were), and counted among
-        the newest they would have the good ones pruned.
+        Those of later steps go. The run could not go on from them, and counted among the newest they would have the
+        good ones pruned.
         """
         staging, final = self.path / _STAGING / step_name(step), self.path / step_name(step)
         with self.refusals("written"):
@@ -208,7 +223,7 @@ class RunDirectory:
                 if step not in kept:
                     self._remove(self.path / step_name(step))
 
-    def roll_back(self, to: Checkpoint, changes: Mapping[str, Any], row: bytes) -> None:
+    def roll_back(self, to: Checkpoint, changes: Mapping[str, Any], row: Mapping[str, Any]) -> None:
         """Make ``to`` the newest checkpoint, with ``changes`` in its manifest and ``row`` as the last of its metrics.
 
         A crash in between leaves a directory from which the run comes to the same decision again.
@@ -217,11 +232,8 @@ class RunDirectory:
             for step in reversed(self.steps()):
                 if step > to.step:
                     self._remove(self.path / step_name(step))
-            cursor = Cursor(**to.manifest["metrics"])
-            metrics = (self.path / METRICS).read_bytes()[: cursor.bytes] + row
-            self._replace(self.path / METRICS, metrics)
-            after = Cursor(len(metrics), hashlib.sha256(metrics).hexdigest())
-            self._replace(to.path / MANIFEST, seal({**to.manifest, **changes, "metrics": after.to_json()}))
+            since = [*to.manifest["rows_since"], dict(row)]
+            self._replace(to.path / MANIFEST, seal({**to.manifest, **changes, "rows_since": since}))
 
     def note_skipped(self, step: int, record: Mapping[str, Any]) -> Path:
         """Write down a batch that was left out; returns the file."""
@@ -273,15 +285,19 @@ def _fault(path: Path, stored: StoredFile) -> str | None:
     file = path / stored.name
     try:
         size = file.stat().st_size
-    except FileNotFoundError:
-        return f"{stored.name} is missing"
-    if size != stored.bytes:
-        return f"{stored.name} has {size} bytes instead of {stored.bytes}"
-    return None if digest_file(file) == stored.sha256 else f"{stored.name} has changed"
+        if size != stored.bytes:
+            return f"{stored.name} has {size} bytes instead of {stored.bytes}"
+        return None if digest_file(file) == stored.sha256 else f"{stored.name} has changed"
+    except OSError as error:
+        return _unreadable(stored.name, error)
+
+
+def _unreadable(name: str, error: OSError) -> str:
+    return f"{name} is missing" if isinstance(error, FileNotFoundError) else f"{name}: {error.strerror or error}"
 
 
 def _foreign(checkpoint: Checkpoint) -> set[str]:
-    known = {MANIFEST, *(one["name"] for one in checkpoint.manifest["files"])}
+    known = {MANIFEST, METRICS, *(one["name"] for one in checkpoint.manifest["files"])}
     return {path.name for path in checkpoint.path.iterdir()} - known
 
 

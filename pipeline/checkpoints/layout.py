@@ -3,10 +3,11 @@
 A training keeps its checkpoints in one run directory::
 
     run.json                    what the run is (see `pipeline.checkpoints.identity`), sealed
-    metrics.jsonl               the metrics so far; a checkpoint says how many bytes of it belong to it
+    metrics.jsonl               the metrics so far, for people to follow; nothing reads it
     skipped/step-00000007.json  a batch whose loss or gradient was not finite, with its row ids
     step-00000040/              one checkpoint: everything after 40 optimiser steps
         rank-00000.safetensors  what that worker held
+        metrics.jsonl           the metrics up to that step
         checkpoint.json         the manifest, sealed: a checkpoint is there when it is there
 
 A worker's file holds flat float32 slices: tensors ``weight/NAME``, ``exp_avg/NAME`` and ``exp_avg_sq/NAME`` are the
@@ -33,7 +34,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FORMAT = 1
+from pipeline.disk import fsync
+
+FORMAT = 2
 """Raised when an older version of this program could not read what is written."""
 
 MANIFEST = "checkpoint.json"
@@ -69,6 +72,13 @@ class Slice:
 def step_name(step: int) -> str:
     """Name of the directory of a checkpoint, or of what else belongs to a step."""
     return f"step-{step:08d}"
+
+
+def write_rows(path: Path, rows: bytes) -> StoredFile:
+    """Write the metrics of a checkpoint, safe on the disk when this returns."""
+    path.write_bytes(rows)
+    fsync(path)
+    return StoredFile(path.name, len(rows), hashlib.sha256(rows).hexdigest())
 
 
 def rank_file(rank: int) -> str:

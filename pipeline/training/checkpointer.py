@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.checkpoints import rng
 from pipeline.checkpoints.directory import RunDirectory
 from pipeline.checkpoints.journal import Journal
-from pipeline.checkpoints.layout import KINDS, StoredFile, as_json, rank_file, write_tensors
+from pipeline.checkpoints.layout import KINDS, METRICS, StoredFile, as_json, rank_file, write_rows, write_tensors
 from pipeline.config import CheckpointConfig, GuardConfig
 from pipeline.errors import ArtifactError
 from pipeline.training.engine import Engine
@@ -106,19 +106,28 @@ class Checkpointer:
             "parameters": {name: list(shape) for name, shape in self._engine.shapes().items()},
             "optimizer": self._engine.optimizer_state(),
         }
-        if self._journal is not None:
-            with self._directory.refusals("written"):
-                manifest["metrics"] = self._journal.mark().to_json()
+        rows = self._journal.rows() if self._journal is not None else None
         self._thread = threading.Thread(
-            target=self._write, args=(step, tensors | states, metadata, manifest), name="checkpoint", daemon=True
+            target=self._write, args=(step, tensors | states, metadata, manifest, rows), name="checkpoint", daemon=True
         )
         self._thread.start()
 
-    def _write(self, step: int, tensors: dict[str, Tensor], metadata: dict[str, str], manifest: dict[str, Any]) -> None:
+    def _write(
+        self,
+        step: int,
+        tensors: dict[str, Tensor],
+        metadata: dict[str, str],
+        manifest: dict[str, Any],
+        rows: bytes | None,
+    ) -> None:
+        """Write this rank's file, and as rank 0 (which alone has ``rows``, the metrics) what belongs to all."""
         try:
             mine: StoredFile | ArtifactError
             try:
-                mine = self._write_mine(step, tensors, metadata)
+                with self._directory.refusals("written"):
+                    staging = self._directory.staging(step)
+                    mine = write_tensors(staging / rank_file(self._engine.rank), tensors, metadata)
+                    metrics = write_rows(staging / METRICS, rows) if rows is not None else None
             except ArtifactError as error:
                 mine = error
             written: list[Any] = [None] * self._engine.world_size
@@ -126,18 +135,12 @@ class Checkpointer:
             for one in written:
                 if isinstance(one, ArtifactError):
                     raise one  # on every rank, so that none waits for another
-            if self._journal is not None:
-                self._directory.commit(step, manifest | {"files": [as_json(one) for one in written]})
+            if metrics is not None:
+                files = {"files": [as_json(one) for one in written], "metrics": as_json(metrics), "rows_since": []}
+                self._directory.commit(step, manifest | files)
                 self._directory.prune(self._config.keep, self._also_every)
         except BaseException as error:
             self._error = error
-
-    def _write_mine(self, step: int, tensors: dict[str, Tensor], metadata: dict[str, str]) -> StoredFile:
-        with self._directory.refusals("written"):
-            if self._journal is not None:
-                self._journal.sync()
-            path = self._directory.staging(step) / rank_file(self._engine.rank)
-            return write_tensors(path, tensors, metadata)
 
     def _join(self) -> None:
         if self._thread is not None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoints.directory import Checkpoint, RunDirectory
-from pipeline.checkpoints.journal import Cursor, Journal
-from pipeline.checkpoints.layout import MANIFEST, METRICS, RUN, SKIPPED, step_name
+from pipeline.checkpoints.journal import Journal, as_line
+from pipeline.checkpoints.layout import MANIFEST, METRICS, RUN, step_name
 from pipeline.config import RunConfig
 from pipeline.digests import unseal
 from pipeline.errors import ClusterError
@@ -52,6 +51,7 @@ def work(config: dict[str, Any]) -> None:
     directory = RunDirectory(Path(spec.run_dir), spec.identity)
     rank = context.get_world_rank()
     with directory.writing(WRITER_WAIT_S) if rank == 0 else contextlib.nullcontext():
+        torch.distributed.barrier()  # an earlier job's worker, which may prune what is read now, writes no more
         training = Training(spec, run, directory, device, torch_dtype(run.model.dtype), config["resume"])
         result = training.run(tokenizer, pad_id, reporter(config["relay"]))
         if rank == 0:
@@ -91,11 +91,14 @@ class Training:
 
         spec, run = self._spec, self._run
         task, validation, plan = tasks_and_plan(spec, run, pad_id, self._device, self._dtype)
+        done = 0 if self._checkpoint is None else self._checkpoint.step
+        report(done, plan.total_steps, "loads the model")
         reader = CheckpointReader(self._checkpoint.path, self._checkpoint.manifest) if self._checkpoint else None
         state = LoopState.from_json(reader.manifest["loop"]) if reader else LoopState()
         seed_everything(plan.seed, self._rank, state.step)
         micro_batches = micro_batches_per_step(plan.batch_size, plan.micro_batch_size, self._world_size)
         engine = Engine(Path(spec.model_dir), plan.optim, self._dtype, self._device, micro_batches, reader)
+        report(done, plan.total_steps, "begins")
         before = reader.manifest["weights_before"] if reader else engine.weights_digest
         with self._journal() as journal, self._tracker() as track:
             facts = {
@@ -117,9 +120,10 @@ class Training:
                     self._roll_back(needed.state, needed.loss, plan.guard)
                 return {"rolled_back": 1.0}
             checkpoints.finish()
+            report(state.step, plan.total_steps, "saves the model")
             digest = engine.save(Path(spec.out_dir) / "model", tokenizer)
-        if self._rank == 0:
-            self._save_records(state, plan, before, digest)
+            if journal is not None:
+                self._save_records(state, plan, before, digest, journal.rows())
         return {
             "seconds_per_step": state.seconds / plan.total_steps,
             "checkpoints": float(checkpoints.count),
@@ -131,9 +135,8 @@ class Training:
         if self._rank:
             yield None
             return
-        cursor = Cursor(**self._checkpoint.manifest["metrics"]) if self._checkpoint else Cursor()
         with self._directory.refusals("written"):
-            journal = Journal(self._directory.path / METRICS, cursor)
+            journal = Journal(self._directory.path / METRICS, self._checkpoint.rows() if self._checkpoint else b"")
         try:
             yield journal
         finally:
@@ -155,17 +158,17 @@ class Training:
         from pipeline.training.guard import rolled_back
 
         every = config.roll_back_every_steps
-        good = [step for step in self._directory.steps() if step % every == 0]
-        found = self._directory.verify(good[-1]) if good else None
-        if not isinstance(found, Checkpoint):
-            raise TrainingError(f"the loss jumped to {loss:.4g} and there is no checkpoint to go back to: {found}")
+        tried = (self._directory.verify(step) for step in reversed(self._directory.steps()) if step % every == 0)
+        found = next((one for one in tried if isinstance(one, Checkpoint)), None)
+        if found is None:
+            raise TrainingError(f"the loss jumped to {loss:.4g} and there is no good checkpoint to go back to")
         before = LoopState.from_json(found.manifest["loop"])
         after = rolled_back(before.guard, state.guard, config)
         changed = LoopState(before.step, before.seconds, after).to_json()
         row = {"split": "roll_back", "step": state.step, "loss": loss, "to": found.step, "lr_scale": after.lr_scale}
-        self._directory.roll_back(found, {"loop": changed}, json.dumps(row).encode() + b"\n")
+        self._directory.roll_back(found, {"loop": changed}, row)
 
-    def _save_records(self, state: LoopState, plan: Any, before: str, after: str) -> None:
+    def _save_records(self, state: LoopState, plan: Any, before: str, after: str, rows: bytes) -> None:
         import torch
 
         out = Path(self._spec.out_dir)
@@ -184,10 +187,9 @@ class Training:
             "weights_after": after,
         }
         (out / "training.json").write_text(json.dumps(record, indent=1))
-        shutil.copyfile(self._directory.path / METRICS, out / METRICS)
-        skipped = [self._directory.path / SKIPPED / f"{step_name(step + 1)}.json" for step in state.guard.skipped]
-        lines = [json.dumps(unseal(path.read_bytes())) + "\n" for path in skipped]
-        (out / SKIPPED_ROWS).write_text("".join(lines))
+        (out / METRICS).write_bytes(rows)
+        skipped = [as_line(row) for row in map(json.loads, rows.splitlines()) if row["split"] == "skipped"]
+        (out / SKIPPED_ROWS).write_bytes(b"".join(skipped))
 
 
 def _checkpoint(directory: RunDirectory, step: int) -> Checkpoint:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pipeline.checkpoints import rng
 from pipeline.checkpoints.directory import RunDirectory
-from pipeline.checkpoints.journal import Cursor, Journal
-from pipeline.checkpoints.layout import KINDS, METRICS, as_json, rank_file, write_tensors
+from pipeline.checkpoints.journal import Journal
+from pipeline.checkpoints.layout import KINDS, METRICS, as_json, rank_file, write_rows, write_tensors
 
 IDENTITY: dict[str, Any] = {
     "options": {"train": {"optim": {"lr": 0.001}, "seed": 0}},
@@ -38,7 +38,7 @@ def write_checkpoint(
     step: int,
     shapes: Mapping[str, tuple[int, ...]],
     cuts: Sequence[Mapping[str, tuple[int, int]]],
-    metrics: Cursor | None = None,
+    metrics: bytes = b"",
     seed: int = 0,
     **more: Any,
 ) -> dict[str, dict[str, Tensor]]:
@@ -65,7 +65,8 @@ def write_checkpoint(
             "seconds": 1.0,
             "guard": {"skipped": [], "spikes": [], "losses": [], "lr_scale": 1.0, "roll_backs": 0},
         },
-        "metrics": (metrics or Cursor()).to_json(),
+        "metrics": as_json(write_rows(directory.staging(step) / METRICS, metrics)),
+        "rows_since": [],
         "files": files,
     }
     directory.commit(step, manifest | more)
@@ -76,12 +77,12 @@ def run_directory(path: Path, steps: Sequence[int] = (), identity: Mapping[str, 
     """A run directory with one worker's checkpoints of two small parameters, and a metrics row for every step."""
     directory = RunDirectory(path, IDENTITY if identity is None else identity)
     directory.prepare()
-    journal = Journal(path / METRICS, Cursor())
+    journal = Journal(path / METRICS)
     for step in range(1, max(steps, default=0) + 1):
         journal.append({"step": step, "split": "train", "loss": 1 / step})
         if step in steps:
             shapes = {"a": (3, 4), "b": (5,)}
             cut = {"a": (0, 12), "b": (0, 5)}
-            write_checkpoint(directory, step, shapes, [cut], journal.mark(), seed=step)
+            write_checkpoint(directory, step, shapes, [cut], journal.rows(), seed=step)
     journal.close()
     return directory

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from checkpoint_files import IDENTITY, run_directory, write_checkpoint
 
 from pipeline.checkpoints.directory import Checkpoint, Damage, RunDirectory
-from pipeline.checkpoints.journal import Cursor, Journal
+from pipeline.checkpoints.journal import Journal
 from pipeline.digests import seal, unseal
 from pipeline.errors import ArtifactError
 
@@ -54,13 +54,30 @@ class TestNewest:
         assert "rank-00000.safetensors has changed" in said[0]
 
     def test_all_damaged(self, tmp_path: Path) -> None:
+        """Nothing begins anew over what may be worth more than the time."""
         directory = run_directory(tmp_path / "run", (3, 9))
-        for step in directory.steps():
-            (directory.path / f"step-{step:08d}" / "checkpoint.json").unlink()
-        said: list[str] = []
-        assert directory.newest(said.append) is None
-        assert len(said) == 2
-        assert "checkpoint.json is missing" in said[0]
+        (directory.path / "step-00000009" / "checkpoint.json").unlink()
+        for path in (directory.path / "step-00000003").iterdir():
+            path.unlink()  # an empty directory
+        with pytest.raises(ArtifactError, match="can be used") as caught:
+            directory.newest(lambda text: None)
+        assert "step-00000009 is damaged (checkpoint.json is missing)" in str(caught.value)
+        assert "step-00000003 is damaged (checkpoint.json is missing)" in str(caught.value)
+        assert "remove the directory to train from the start" in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["rank-00000.safetensors", "checkpoint.json"])
+    def test_a_file_that_the_disk_does_not_give(self, tmp_path: Path, name: str) -> None:
+        """A directory in its place answers as a bad sector does: with an error of the system."""
+        directory = run_directory(tmp_path / "run", (3, 9))
+        file = directory.path / "step-00000009" / name
+        file.unlink()
+        file.mkdir()
+        found = directory.verify(9)
+        assert isinstance(found, Damage)
+        assert name in str(found)
+        newest = directory.newest(lambda text: None)
+        assert newest is not None
+        assert newest.step == 3
 
     def test_half_written(self, tmp_path: Path) -> None:
         directory = run_directory(tmp_path / "run", (3,))
@@ -73,18 +90,13 @@ class TestNewest:
         assert found.step == 3
         assert "step-00000005 is damaged (checkpoint.json is missing)" in said[0]
 
-    def test_metrics_that_were_cut(self, tmp_path: Path) -> None:
-        """A checkpoint whose metrics are gone cannot continue them; an older one may."""
+    def test_metrics_are_part_of_it(self, tmp_path: Path) -> None:
+        """The file that people follow may be anything, or gone."""
         directory = run_directory(tmp_path / "run", (3, 9))
-        first = directory.verify(3)
-        assert isinstance(first, Checkpoint)
-        metrics = directory.path / "metrics.jsonl"
-        os.truncate(metrics, first.manifest["metrics"]["bytes"] + 5)
-        said: list[str] = []
-        found = directory.newest(said.append)
+        (directory.path / "metrics.jsonl").unlink()
+        found = directory.newest(silent)
         assert found is not None
-        assert found.step == 3
-        assert "metrics.jsonl" in said[0]
+        assert [json.loads(line)["step"] for line in found.rows().splitlines()] == list(range(1, 10))
 
     def test_a_checkpoint_under_another_name(self, tmp_path: Path) -> None:
         directory = run_directory(tmp_path / "run", (3,))
@@ -93,7 +105,7 @@ class TestNewest:
         assert isinstance(found, Damage)
         assert "that of step 3" in str(found)
 
-    @pytest.mark.parametrize("name", ["checkpoint.json", "rank-00000.safetensors"])
+    @pytest.mark.parametrize("name", ["checkpoint.json", "rank-00000.safetensors", "metrics.jsonl"])
     def test_any_flipped_byte(self, tmp_path: Path, name: str) -> None:
         directory = run_directory(tmp_path / "run", (2,))
         file = directory.path / "step-00000002" / name
@@ -135,8 +147,8 @@ class TestRefusals:
     def test_a_newer_format(self, tmp_path: Path) -> None:
         directory = run_directory(tmp_path / "run", (3,))
         manifest = directory.path / "step-00000003" / "checkpoint.json"
-        manifest.write_bytes(seal(unseal(manifest.read_bytes()) | {"format": 2}))
-        with pytest.raises(ArtifactError, match="written in format 2, this version reads 1"):
+        manifest.write_bytes(seal(unseal(manifest.read_bytes()) | {"format": 3}))
+        with pytest.raises(ArtifactError, match="written in format 3, this version reads 2"):
             directory.newest(silent)
 
     def test_a_file_in_its_place(self, tmp_path: Path) -> None:
@@ -185,13 +197,15 @@ class TestChanges:
 
     def test_damaged_ones_of_later_steps_do_not_outlive_a_commit(self, tmp_path: Path) -> None:
         """Or pruning would keep them, as the newest, and remove every good one until the run is past them."""
-        directory = run_directory(tmp_path / "run", (40, 80))
-        metrics = directory.path / "metrics.jsonl"
-        metrics.write_bytes(b"x" + metrics.read_bytes()[1:])
-        assert directory.newest(lambda text: None) is None
+        directory = run_directory(tmp_path / "run", (3, 40, 80))
+        for step in (40, 80):
+            (directory.path / f"step-{step:08d}" / "metrics.jsonl").write_bytes(b"")
+        found = directory.newest(lambda text: None)
+        assert found is not None
+        assert found.step == 3
         write_checkpoint(directory, 4, {"a": (2,)}, [{"a": (0, 2)}])
         directory.prune(2)
-        assert directory.steps() == [4]
+        assert directory.steps() == [3, 4]
         found = directory.newest(silent)
         assert found is not None
         assert found.step == 4
@@ -208,11 +222,11 @@ class TestChanges:
         directory = run_directory(tmp_path / "run", (5, 6, 8))
         good = directory.verify(5)
         assert isinstance(good, Checkpoint)
-        directory.roll_back(good, {"loop": {"step": 5, "changed": True}}, b'{"split": "roll_back"}\n')
+        directory.roll_back(good, {"loop": {"step": 5, "changed": True}}, {"split": "roll_back"})
         found = directory.newest(silent)
         assert found is not None
         assert (found.step, found.manifest["loop"]["changed"]) == (5, True)
-        rows = [json.loads(line) for line in (directory.path / "metrics.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in found.rows().splitlines()]
         assert [row["split"] for row in rows] == ["train"] * 5 + ["roll_back"]
 
     def test_killed_at_any_moment_of_a_commit(self, tmp_path: Path) -> None:
@@ -243,26 +257,19 @@ def _commit_for_ever(directory: RunDirectory, step: int) -> None:
 
 
 class TestJournal:
-    def test_it_goes_on_from_a_cursor(self, tmp_path: Path) -> None:
+    def test_it_goes_on_from_rows(self, tmp_path: Path) -> None:
         path = tmp_path / "metrics.jsonl"
-        first = Journal(path, Cursor())
+        first = Journal(path)
         first.append({"step": 1})
-        cursor = first.mark()
+        rows = first.rows()
         first.append({"step": 2, "lost": True})
         first.close()
-        second = Journal(path, cursor)
+        second = Journal(path, rows)
         second.append({"step": 2})
-        final = second.mark()
+        assert path.read_bytes() == second.rows(), "people see every row at once"
         second.close()
         assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1}, {"step": 2}]
-        Journal(path, final).close()
-
-    def test_another_beginning_is_refused(self, tmp_path: Path) -> None:
-        path = tmp_path / "metrics.jsonl"
-        path.write_text('{"step": 1}\n')
-        with pytest.raises(ValueError, match="does not begin with"):
-            Journal(path, Cursor(12, "0" * 64))
 
     def test_no_row_that_is_not_json(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="not JSON compliant"):
-            Journal(tmp_path / "metrics.jsonl", Cursor()).append({"loss": float("nan")})
+            Journal(tmp_path / "metrics.jsonl").append({"loss": float("nan")})
