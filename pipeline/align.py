@@ -287,6 +287,7 @@ class AlignmentRun:
     def _train(self, kind: Literal["sft", "align"], context: StageContext) -> None:
         from pipeline.training.stage import run_training
 
+        self.remove_checkpoints()  # of the training before this one
         directory = self.run_directory(kind)
         spec = self.training(kind, context.inputs, context.out_dir, directory)
         result = run_training(spec, self.storage / "ray_train", context.progress, context.say)
@@ -344,6 +345,16 @@ class AlignmentRun:
             "model": model or made_from["contents"]["model"],
             "reference": reference and Path(reference).name,
         }
+
+    def under_way(self) -> bool:
+        """Whether a training has left checkpoints from which this run will go on."""
+        store = Store(str(self.storage), create=False)
+        to_do = [kind for kind in ("sft", "align") if kind in self.planned]
+        return any(
+            RunDirectory(self.run_directory(kind), {}).steps()
+            for kind in to_do
+            if not store.exists(kind, self.planned[kind].key)
+        )
 
     def remove_checkpoints(self) -> None:
         """Remove what no committed training needs any more, also of a job that was killed before it came to that."""

@@ -34,21 +34,21 @@ def default_storage() -> str:
 
 
 @contextlib.contextmanager
-def connected(config: ClusterConfig, storage: Path, reference_threads: int = 1) -> Iterator[str]:
+def connected(
+    config: ClusterConfig, storage: Path, reference_threads: int = 1, least_workers: int | None = None
+) -> Iterator[str]:
     """Join the configured cluster, or one that ``ray start`` made on this machine, or start a local one; yields a
     line that says which. Checks resources, and that every node sees the storage.
 
     Args:
         reference_threads: CPUs of an actor that hosts the reference (``reference.threads``).
+        least_workers: for which there must be room; None is ``cluster.num_workers``.
 
     Raises:
         ClusterError: when the address is dead, the resources do not suffice, or a node does not see the storage.
     """
     # Polled by Train's controller: two seconds more at the end of every stage otherwise.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # A worker group may have to wait until actors of another stage give their CPUs back. Ray's own limit is a
-    # minute, after which it would try again for ever.
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.resource_wait_s)
     # A stage that still runs when another one has failed must not start a new Ray after the shutdown below.
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     options: dict[str, Any] = {
@@ -88,7 +88,7 @@ def connected(config: ClusterConfig, storage: Path, reference_threads: int = 1) 
             raise ClusterError(f"cannot start Ray on this machine: {_first_line(error)}") from error
         described = "started Ray on this machine"
     try:
-        _await_resources(config, reference_threads)
+        _await_resources(config, reference_threads, config.num_workers if least_workers is None else least_workers)
         check_visible(storage, "--storage")
         cpus = ray.cluster_resources().get("CPU", 0)
         gpus = ray.cluster_resources().get("GPU", 0)
@@ -176,13 +176,12 @@ def _refuse_busy_port(port: int) -> None:
             ) from error
 
 
-def _await_resources(config: ClusterConfig, reference_threads: int) -> None:
-    needs = {"CPU": config.num_workers * config.cpus_per_worker, "GPU": config.num_workers * config.gpus_per_worker}
+def _await_resources(config: ClusterConfig, reference_threads: int, least_workers: int) -> None:
     actor = {"CPU": max(config.cpus_per_actor, reference_threads), "GPU": config.gpus_per_actor}
     deadline = time.monotonic() + config.resource_wait_s
     requested = False
     while True:
-        problem = shortage(needs, actor, config, node_resources())
+        problem = shortage(least_workers, actor, config, node_resources())
         if problem is None:
             return
         if not config.autoscaling:
@@ -212,7 +211,7 @@ def _release_request() -> None:
 
 
 def shortage(
-    needs: Mapping[str, float],
+    least_workers: int,
     actor: Mapping[str, float],
     config: ClusterConfig,
     nodes: Sequence[Mapping[str, float]],
@@ -223,10 +222,12 @@ def shortage(
     """
     worker = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
     room = places(nodes, worker)
-    if room < config.num_workers:
+    if room < least_workers:
+        needs = {kind: least_workers * amount for kind, amount in worker.items()}
+        option = "num_workers" if least_workers == config.num_workers else "min_workers"
         have = {kind: sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
         return (
-            f"cluster.num_workers is {config.num_workers} with {amounts(worker)} each ({amounts(needs)} together), but "
+            f"cluster.{option} is {least_workers} with {amounts(worker)} each ({amounts(needs)} together), but "
             f"the cluster of {len(nodes)} node(s) has {amounts(have) or 'none'} and room for {room}"
         )
     if not places(nodes, actor):

@@ -336,6 +336,9 @@ class ClusterConfig(Section):
     max_actors: PositiveInt = 2
     min_workers: PositiveInt = 1
     """After the loss of a node training goes on with as many workers as still fit, but not with fewer than this."""
+    node_wait_s: float = Field(60.0, ge=0)
+    """How long training waits for a lost node to come back, or another one in its place, before it goes on with fewer
+    workers."""
     max_failures: int = Field(5, ge=0)
     """Times that the train workers may die, or their cluster fail, without one new checkpoint in between."""
     hang_s: PositiveFloat = 600.0
@@ -343,8 +346,8 @@ class ClusterConfig(Section):
     autoscaling: bool = False
     """The cluster grows on demand: wait for resources instead of refusing the run."""
     resource_wait_s: PositiveFloat = 1800.0
-    """Longest wait for an autoscaling cluster to offer what the run needs, and for a worker group to start
-    while other stages hold the resources."""
+    """Longest wait for an autoscaling cluster to offer what the run needs, for as many workers as cluster.min_workers,
+    and for a worker group to start while others hold the resources."""
     dashboard_port: int | None = Field(None, gt=0, lt=65536)
     """Serve Ray's dashboard on this port; only for a Ray that this job starts itself."""
 

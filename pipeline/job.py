@@ -98,7 +98,9 @@ def _execute(run: AlignmentRun, store: Store, console: Console) -> dict[str, Art
         return have
     from pipeline.cluster import check_visible, connected
 
-    with connected(run.run.cluster, run.storage, run.run.reference.threads) as described:
+    # A training under way has lost nodes before, and may go on with fewer workers.
+    least = run.run.cluster.min_workers if run.under_way() else None
+    with connected(run.run.cluster, run.storage, run.run.reference.threads, least) as described:
         console.line(described)
         if caches is not None and caches.is_local:
             check_visible(Path(caches.root), "--reference.root")

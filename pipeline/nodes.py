@@ -52,8 +52,8 @@ def require_nodes(
     *,
     checkpoints_there: int = 0,
 ) -> None:
-    """Refuse a worker group that clearly does not fit. Memory that other stages hold is waited for, as long as
-    ``cluster.resource_wait_s``.
+    """Refuse a worker group that clearly does not fit. Memory that other work holds, or that a lost node had, is waited
+    for, as long as ``cluster.resource_wait_s``.
 
     Args:
         parameters: of the model (`pipeline.models.size.stored_size`).
@@ -75,11 +75,13 @@ def require_nodes(
         found = lasting or passing
         if found is None:
             return
-        patient = passing and not lasting and (_others_run() or len(states) < len(alive_nodes()))
+        shrunk = workers < run.cluster.num_workers  # what is lacking may come back
+        patient = passing and not lasting and (shrunk or _others_run() or len(states) < len(alive_nodes()))
         if time.monotonic() - began > (run.cluster.resource_wait_s if patient else _SETTLE_S):
             raise ClusterError(f"the training does not fit: {found}")
         if patient and not told:
-            say(f"waits for memory that other work on the cluster holds: {found}")
+            whose = "a lost node had" if shrunk else "other work on the cluster holds"
+            say(f"waits for memory that {whose}: {found}")
             told = True
         time.sleep(_POLL_S)
 

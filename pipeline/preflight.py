@@ -100,11 +100,6 @@ def _state_bytes(zero_stage: int, parameters: int, workers: int, number: int) ->
     return weights + optimiser // workers, whole_weights // workers
 
 
-def problems(needs: Needs, nodes: Sequence[NodeState]) -> list[str]:
-    """What stands in the way of the group, in words; empty when nothing clearly does."""
-    return [found for found in (storage_problem(needs, nodes), room_problem(needs, nodes)) if found is not None]
-
-
 def storage_problem(needs: Needs, nodes: Sequence[NodeState]) -> str | None:
     """Why the checkpoints do not fit in the storage, or None. The node with the least is believed."""
     least = min(nodes, key=lambda node: node.storage_free_bytes, default=None)

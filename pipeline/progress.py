@@ -48,8 +48,11 @@ class _Relay:
 def relayed(report: Report) -> Iterator[Any]:
     """An actor handle for workers; what they put into it is passed to ``report`` twice a second."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    relay = ray.remote(num_cpus=0)(_Relay).remote()
+    # Beside the driver: the loss of another node must not take it along.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    relay = ray.remote(num_cpus=0)(_Relay).options(scheduling_strategy=here).remote()
     stop = threading.Event()
 
     def poll() -> None:

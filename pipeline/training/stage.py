@@ -67,23 +67,22 @@ def run_training(spec: TrainSpec, scratch: Path, report: Report, say: Callable[[
     while True:
         found = directory.newest(say)
         step = found.step if found else None
-        with ray_errors():  # these wait by themselves: what they refuse in the end is final
-            workers = _room(run.cluster)
-            parameters = stored_size(Path(spec.model_dir)).parameters
-            there = len(directory.steps())
-            require_nodes(run, spec.kind, parameters, workers, directory.path, say, checkpoints_there=there)
+        with ray_errors():  # what is refused here has been waited for: it is final
+            workers = _workers(spec, run, directory, say)
         attempts += 1
         if attempts > 1 or step is not None:
             where = "from the start" if step is None else f"from step {step}"
             say(f"goes on {where} with {workers} worker(s)")
         try:
-            result = _attempt(spec, run.cluster, step, workers, scratch, report)
+            result = _attempt(spec, run.cluster, step, workers, scratch, report, say)
         except Exception as error:
             remove_placement_groups()
             if not is_lost(error):
                 with ray_errors():
                     raise
-            if is_waiting(error) and time.monotonic() - waiting_since < run.cluster.resource_wait_s:
+            if is_waiting(error):
+                if time.monotonic() - waiting_since > run.cluster.resource_wait_s:
+                    raise _never_started(workers, run.cluster) from error
                 say("the workers did not start in time; looking again at what the cluster has")
                 continue
             newest = directory.steps()
@@ -101,26 +100,63 @@ def run_training(spec: TrainSpec, scratch: Path, report: Report, say: Callable[[
         say("the loss jumped; going back to the last good checkpoint at a lower rate")
 
 
-def _room(cluster: ClusterConfig) -> int:
-    """How many workers to start: as many as are asked for, or as still fit.
+def _workers(spec: TrainSpec, run: RunConfig, directory: RunDirectory, say: Callable[[str], None]) -> int:
+    """How many workers to start: as many as are asked for, or as still fit and find memory and disk.
+
+    Raises:
+        ClusterError: when that is not enough for too long.
+    """
+    parameters = stored_size(Path(spec.model_dir)).parameters
+    while True:
+        workers = _room(run.cluster, say)
+        there = len(directory.steps())
+        require_nodes(run, spec.kind, parameters, workers, directory.path, say, checkpoints_there=there)
+        if workers >= min(_room_now(run.cluster), run.cluster.num_workers):
+            return workers  # else a node came back while memory was waited for
+
+
+def _room(cluster: ClusterConfig, say: Callable[[str], None]) -> int:
+    """As many workers as are asked for, or, after ``cluster.node_wait_s``, as still fit.
 
     Raises:
         ClusterError: when fewer than ``cluster.min_workers`` fit for longer than ``cluster.resource_wait_s``.
     """
-    needs: dict[str, float] = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
-    deadline = time.monotonic() + cluster.resource_wait_s
-    while (room := places(node_resources(), needs)) < cluster.min_workers:
-        if time.monotonic() > deadline:
+    began = time.monotonic()
+    told = False
+    while (room := _room_now(cluster)) < cluster.num_workers:
+        waited = time.monotonic() - began
+        if room >= cluster.min_workers and waited >= cluster.node_wait_s:
+            return room
+        needs = amounts(_worker(cluster))
+        if room < cluster.min_workers and waited > cluster.resource_wait_s:
             raise ClusterError(
-                f"the cluster has room for {room} worker(s) with {amounts(needs)} each, cluster.min_workers is "
+                f"the cluster has room for {room} worker(s) with {needs} each, cluster.min_workers is "
                 f"{cluster.min_workers}: add a node, or lower it; the same command goes on from the last checkpoint"
             )
+        if not told:
+            say(f"the cluster has room for {room} of {cluster.num_workers} workers with {needs} each; waiting for more")
+            told = True
         time.sleep(_POLL_S)
-    return min(room, cluster.num_workers)
+    return cluster.num_workers
+
+
+def _room_now(cluster: ClusterConfig) -> int:
+    return places(node_resources(), _worker(cluster))
+
+
+def _worker(cluster: ClusterConfig) -> dict[str, float]:
+    """What one worker takes, by Ray's names."""
+    return {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
 
 
 def _attempt(
-    spec: TrainSpec, cluster: ClusterConfig, resume: int | None, workers: int, scratch: Path, report: Report
+    spec: TrainSpec,
+    cluster: ClusterConfig,
+    resume: int | None,
+    workers: int,
+    scratch: Path,
+    report: Report,
+    say: Callable[[str], None],
 ) -> dict[str, float]:
     import ray
     from ray.train import FailureConfig, ScalingConfig
@@ -136,7 +172,7 @@ def _attempt(
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(min(_START_S, cluster.resource_wait_s))
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(cluster.hang_s)
     try:
-        with relayed(report) as relay, _watched(relay, cluster.hang_s):
+        with relayed(report) as relay, _watched(relay, cluster.hang_s, say):
             TorchTrainer(
                 work,
                 train_loop_config={"spec": spec, "relay": relay, "resume": resume},
@@ -155,7 +191,7 @@ def _attempt(
 
 
 @contextlib.contextmanager
-def _watched(relay: Any, hang_s: float) -> Iterator[None]:
+def _watched(relay: Any, hang_s: float, say: Callable[[str], None]) -> Iterator[None]:
     """Kill the workers of the block when they say nothing for ``hang_s`` seconds: Ray asks whether a worker's process
     answers, which one that hangs in a collective does."""
     import ray
@@ -167,6 +203,7 @@ def _watched(relay: Any, hang_s: float) -> Iterator[None]:
             with contextlib.suppress(ray.exceptions.RayError):
                 silent, workers = ray.get(relay.silence.remote())
                 if silent > hang_s:
+                    say(f"the workers made no step for {hang_s:g} s (cluster.hang_s); ending them")
                     for worker in workers:
                         ray.kill(worker)
                     return
@@ -178,6 +215,14 @@ def _watched(relay: Any, hang_s: float) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+def _never_started(workers: int, cluster: ClusterConfig) -> PipelineError:
+    return ClusterError(
+        f"{workers} train worker(s) with {amounts(_worker(cluster))} each did not start within "
+        f"cluster.resource_wait_s = {cluster.resource_wait_s:g} s: something else holds the cluster's resources "
+        "(`ray status`); free them or raise the limit, then run the same command again"
+    )
 
 
 def _given_up(error: BaseException, cluster: ClusterConfig) -> PipelineError:

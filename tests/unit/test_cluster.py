@@ -19,9 +19,9 @@ CPU2 = {"CPU": 2.0}
 GPU1 = {"CPU": 8.0, "GPU": 1.0}
 
 
-def lacks(config: ClusterConfig, nodes: list[Any]) -> str | None:
-    needs = {"CPU": config.num_workers * config.cpus_per_worker, "GPU": config.num_workers * config.gpus_per_worker}
-    return shortage(needs, {"CPU": config.cpus_per_actor, "GPU": config.gpus_per_actor}, config, nodes)
+def lacks(config: ClusterConfig, nodes: list[Any], least: int | None = None) -> str | None:
+    actor = {"CPU": config.cpus_per_actor, "GPU": config.gpus_per_actor}
+    return shortage(config.num_workers if least is None else least, actor, config, nodes)
 
 
 class TestShortage:
@@ -39,6 +39,12 @@ class TestShortage:
     )
     def test_enough(self, options: dict[str, Any], nodes: list[Any]) -> None:
         assert lacks(ClusterConfig(**options), nodes) is None
+
+    def test_a_training_under_way_may_go_on_with_fewer(self) -> None:
+        config = ClusterConfig(num_workers=4, min_workers=2)
+        assert lacks(config, [CPU2]) is not None
+        assert lacks(config, [CPU2], least=config.min_workers) is None
+        assert "cluster.min_workers is 2" in str(lacks(config, [{"CPU": 1.0}], least=config.min_workers))
 
     @pytest.mark.parametrize(
         ("options", "nodes", "message"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import GuardConfig, RunConfig
-from pipeline.preflight import Needs, NodeState, checkpoints_held, needs_of, problems
+from pipeline.preflight import Needs, NodeState, checkpoints_held, needs_of, room_problem, storage_problem
 
 MIB, GIB = 2**20, 2**30
 PROCESS = 256 * MIB
@@ -26,6 +26,10 @@ def needs(workers: int = 2, worker: int = 10, first: int = 10, shared: int = 0, 
 
 def node(address: str = "a", memory: int = 100, shared: int = 100, storage: int = 100, places: int = 8) -> NodeState:
     return NodeState(address, memory, shared, storage, places)
+
+
+def problems(wanted: Needs, nodes: list[NodeState]) -> list[str]:
+    return [found for found in (storage_problem(wanted, nodes), room_problem(wanted, nodes)) if found is not None]
 
 
 class TestNeeds:

@@ -14,6 +14,12 @@ from pipeline.training.failures import Patience, is_lost, is_waiting
 DIED = ray.exceptions.ActorDiedError()
 GLOO = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:41")
 
+CONNECTING = RuntimeError(
+    "Gloo connectFullMesh failed with [../third_party/gloo/gloo/transport/tcp/pair.cc:152] timed out connecting: "
+    "SO_ERROR: Connection refused"
+)
+MISUSE = RuntimeError("[enforce fail at gloo/transport/tcp/pair.cc:446] op.preamble.length <= op.nbytes. 8 vs 4")
+
 
 def in_worker(error: BaseException) -> UserExceptionWithTraceback:
     return UserExceptionWithTraceback(error, "traceback")
@@ -25,6 +31,8 @@ def in_worker(error: BaseException) -> UserExceptionWithTraceback:
         WorkerGroupError("", {0: DIED}),
         WorkerGroupError("", {0: DIED, 1: in_worker(GLOO)}),
         WorkerGroupError("", {1: in_worker(GLOO)}),
+        WorkerGroupError("", {0: in_worker(CONNECTING), 1: DIED}),
+        WorkerGroupError("", {0: in_worker(RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out"))}),
         WorkerGroupError("", {1: in_worker(torch.distributed.DistNetworkError("reset"))}),
         WorkerGroupError("", {0: ray.exceptions.NodeDiedError("gone")}),
         ControllerError(WorkerGroupStartupTimeoutError(2)),
@@ -45,6 +53,7 @@ def test_losses_are_tried_again(error: BaseException) -> None:
         WorkerGroupError("", {0: DIED, 1: in_worker(ArtifactError("the disk is full"))}),
         WorkerGroupError("", {0: in_worker(RuntimeError("shapes cannot be multiplied"))}),
         WorkerGroupError("", {0: in_worker(MemoryError())}),
+        WorkerGroupError("", {0: in_worker(MISUSE)}),
         ValueError("wrong"),
     ],
     ids=repr,
