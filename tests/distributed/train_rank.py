@@ -1,4 +1,5 @@
-"""One rank of trainings without Ray, started by `training_runs`: the argument is a JSON file with a list of them."""
+"""One rank of trainings without Ray, started by `training_runs`: the arguments are a JSON file with a list of them, and
+the device."""
 
 from __future__ import annotations
 
@@ -64,7 +65,7 @@ def abandon_after(step: int | None) -> None:
     WorkerListener.after_step = dying  # type: ignore[method-assign]
 
 
-def run(options: dict[str, Any]) -> dict[str, Any]:
+def run(options: dict[str, Any], device: torch.device) -> dict[str, Any]:
     poison(options["poison"])
     abandon_after(options["abandon_after"])
     spec = TrainSpec(**options["spec"])
@@ -77,7 +78,7 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
     found = directory.newest(said.append) if options["resume"] else None
     torch.distributed.barrier()
     resume = found and found.step
-    training = Training(spec, config, directory, torch.device("cpu"), torch_dtype(config.model.dtype), resume)
+    training = Training(spec, config, directory, device, torch_dtype(config.model.dtype), resume)
     tokenizer = load_tokenizer(Path(spec.model_dir))
     result: dict[str, Any] = {"said": said, "resumed": resume}
     try:
@@ -90,10 +91,11 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     jobs = json.loads(Path(sys.argv[1]).read_text())
+    device = torch.device(sys.argv[2])
     torch.set_num_threads(1)
-    engines.prepare_process(torch.device("cpu"))
-    torch.distributed.init_process_group("gloo")
-    results = [run(options) for options in jobs]
+    engines.prepare_process(device)
+    torch.distributed.init_process_group("gloo" if device.type == "cpu" else "nccl")
+    results = [run(options, device) for options in jobs]
     if torch.distributed.get_rank() == 0:
         Path(sys.argv[1]).with_suffix(".results").write_text(json.dumps(results))
     torch.distributed.barrier()

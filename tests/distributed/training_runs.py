@@ -88,7 +88,7 @@ def prepare(root: Path, tokenizer: Path, pairs: int = 37, **train: Any) -> Mater
         batch_tokens=300,
     )
     optim = {"lr": 2e-3, "warmup_steps": 3, "schedule": "linear"}
-    options = {"max_steps": 14, "epochs": 100, "batch_size": 8, "micro_batch_size": 3, "eval_every_steps": 7}
+    options = {"max_steps": 14, "epochs": 1000, "batch_size": 8, "micro_batch_size": 3, "eval_every_steps": 7}
     return Material(root, str(root / "reference"), options | {"optim": optim} | train)
 
 
@@ -103,7 +103,7 @@ class Job:
     abandon_after: int | None = None
 
 
-def run_ranks(jobs: Sequence[Job], world_size: int, folder: Path) -> list[dict[str, Any]]:
+def run_ranks(jobs: Sequence[Job], world_size: int, folder: Path, device: str = "cpu") -> list[dict[str, Any]]:
     """Run attempts one after the other in one group of plain processes; returns what came of each."""
     path = folder / f"jobs-{len(list(folder.glob('jobs-*.json')))}.json"
     path.write_text(json.dumps([asdict(job) for job in jobs]))
@@ -112,7 +112,7 @@ def run_ranks(jobs: Sequence[Job], world_size: int, folder: Path) -> list[dict[s
         port = probe.getsockname()[1]
     processes = [
         subprocess.Popen(
-            [sys.executable, str(RANK), str(path)],
+            [sys.executable, str(RANK), str(path), device],
             env=os.environ
             | {
                 "RANK": str(rank),

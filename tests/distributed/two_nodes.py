@@ -1,8 +1,9 @@
-"""A Ray cluster of two nodes on this machine, commanded over standard input: ``kill`` (the second node's raylet, with
-SIGKILL), ``add`` (another second node), ``stop``."""
+"""A Ray cluster of two nodes on this machine, each with a working directory of its own, commanded over standard input:
+``kill`` (the second node's raylet, with SIGKILL), ``add`` (another second node), ``stop``."""
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from typing import Any
@@ -20,11 +21,13 @@ HEALTH = {
 
 def main() -> None:
     cpus = int(sys.argv[1])
+    os.chdir(tempfile.mkdtemp(prefix="node"))
     cluster = Cluster()
     quiet: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": 100 * 2**20, "include_dashboard": False}
     cluster.add_node(**quiet, _system_config=HEALTH)
 
     def add() -> Any:
+        os.chdir(tempfile.mkdtemp(prefix="node"))  # raylets, and what they start, run where they were started
         return cluster.add_node(**quiet, object_spilling_directory=tempfile.mkdtemp(prefix="spill"))
 
     second = add()
