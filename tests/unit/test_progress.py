@@ -21,7 +21,9 @@ def test_ray_shut_down_in_the_middle_of_a_poll_ends_it_without_a_traceback(monke
         raise AttributeError("'Worker' object has no attribute 'core_worker'")
 
     relay = SimpleNamespace(get=SimpleNamespace(remote=get))
-    actor_class: Any = SimpleNamespace(remote=lambda: relay)
+    actor_class: Any = SimpleNamespace(remote=lambda: relay, options=lambda **_: actor_class)
+    context = SimpleNamespace(get_node_id=lambda: "0" * 56)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(ray, "remote", lambda **_: lambda _class: actor_class)
     monkeypatch.setattr(ray, "kill", lambda _: None)
     monkeypatch.setattr(ray, "is_initialized", up.is_set)
