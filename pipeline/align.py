@@ -128,7 +128,7 @@ class AlignmentRun:
             ),
             Stage(
                 "tokens",
-                1,
+                2,
                 self._tokenise,
                 options=pick(run.data, DATA_TOKENS),
                 inputs=("data", *base),

@@ -290,8 +290,11 @@ class TrainConfig(Section):
 
 
 class EvaluationConfig(Section):
+    split: Literal["validation", "test"] = "test"
+    """Held-out groups that are sampled from and whose pairs are scored. Choose between runs by validation, and keep
+    test for what was chosen."""
     num_prompts: PositiveInt = 80
-    """How many test groups to sample from (one prompt each; fewer when the test split has fewer)."""
+    """How many groups to sample from (one prompt each; fewer when the split has fewer)."""
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     """One sample per prompt and seed; reference and policy use the same ones."""
     temperature: PositiveFloat = 1.0

@@ -18,7 +18,7 @@ from pipeline.data.sources import read_rows
 from pipeline.data.splits import config_split, in_hash_order, require_splits
 from pipeline.data.tokenise import EQUAL_TOKENS
 from pipeline.plan import TokenCounts
-from pipeline.records import SPLITS, PairRow, Split, TextRow
+from pipeline.records import HELD_OUT, SPLITS, PairRow, Split, TextRow
 from pipeline.tiers import id_bytes
 
 if TYPE_CHECKING:
@@ -148,9 +148,6 @@ def _tokenised(rows: Sequence[T], encoder: Encoder, log: DropLog, file: str) -> 
 def _totals(
     pairs: Mapping[Split, list[Sized]], texts: list[Sized], config: DataConfig, *, exact: bool, basis: str
 ) -> TokenCounts:
-    first: dict[str, object] = {}
-    for row in pairs["test"]:
-        first.setdefault(row.group, row.prompt_key)
     limits = (config.max_train_pairs, config.max_validation_pairs, config.max_test_pairs)
     used = {name: pairs[name][:limit] for name, limit in zip(SPLITS, limits, strict=True)}
     return TokenCounts(
@@ -159,11 +156,19 @@ def _totals(
         response_tokens={name: sum(row.responses for row in used[name]) for name in SPLITS},
         texts=len(texts),
         text_tokens=sum(row.prompt + row.responses for row in texts),
-        prompts=len(set(first.values())),
+        prompts={name: _different_prompts(pairs[name]) for name in HELD_OUT},
         id_bytes={name: id_bytes(row.row_id for row in used[name]) for name in SPLITS},
         exact=exact,
         basis=basis,
     )
+
+
+def _different_prompts(rows: Iterable[Sized]) -> int:
+    """Of the first row of every group."""
+    first: dict[str, object] = {}
+    for row in rows:
+        first.setdefault(row.group, row.prompt_key)
+    return len(set(first.values()))
 
 
 def _answers(row: PairRow | TextRow) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ DATA_TOKENS = (
     "max_dropped_fraction",
 )
 REFERENCE_BATCHES = ("rows_per_shard", "batch_tokens", "threads")
-EVALUATION_SAMPLES = ("num_prompts", "seeds", "temperature", "max_new_tokens", "batch_size", "scorers")
+EVALUATION_SAMPLES = ("split", "num_prompts", "seeds", "temperature", "max_new_tokens", "batch_size", "scorers")
 
 
 def pick(section: Any, names: Collection[str]) -> dict[str, Any]:

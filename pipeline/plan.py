@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pipeline.config import BuildConfig, RunConfig
 from pipeline.preflight import CHECKPOINT_BYTES, checkpoints_held
-from pipeline.records import SPLITS, Split
+from pipeline.records import SPLITS, HeldOut, Split
 from pipeline.reference.key import SPLITS as REFERENCE_SPLITS
 from pipeline.tiers import KINDS, CacheShape, Kind, cache_bytes, chosen_kind
 
@@ -34,8 +34,8 @@ class TokenCounts:
     """Fine-tuning texts."""
     text_tokens: int
     """Tokens of the texts' prompts and responses, EOS included."""
-    prompts: int
-    """Different test prompts to sample from."""
+    prompts: Mapping[HeldOut, int]
+    """Different prompts to sample from."""
     id_bytes: Mapping[Split, int]
     """Bytes of the pairs' row ids in a reference cache (`pipeline.tiers.id_bytes`)."""
     exact: bool
@@ -174,7 +174,8 @@ def _work(run: RunConfig, counts: TokenCounts, model: ModelShape) -> Work:
         sft_steps=sft_steps(run, counts),
         sft_steps_exact=run.sft.tokens == 0,
         align_steps=align_steps(run, counts),
-        samples_per_model=min(run.evaluation.num_prompts, counts.prompts) * len(run.evaluation.seeds),
+        samples_per_model=min(run.evaluation.num_prompts, counts.prompts[run.evaluation.split])
+        * len(run.evaluation.seeds),
     )
 
 

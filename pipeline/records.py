@@ -8,7 +8,7 @@ by ``row_id``, never by position. An artefact's files, by stage:
 ``base``       a Hugging Face model directory (only when the run builds its own model)
 ``sft``        model/ (Hugging Face directory), metrics.jsonl
 ``tokens``     train/validation/test.parquet of `PairTokens`; sft.parquet of `TextTokens`;
-               prompts.parquet of `PromptTokens`; dropped.jsonl of `DroppedRow`; stats.json
+               prompts-validation/test.parquet of `PromptTokens`; dropped.jsonl of `DroppedRow`; stats.json
 ``reference``  cache.json, the key of the cache in reference.root (its files: pipeline.reference.layout)
 ``align``      model/ (Hugging Face directory), metrics.jsonl, training.json
 ``sample_*``   samples.parquet of `SampleRow`
@@ -23,6 +23,9 @@ from typing import Literal
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+HeldOut = Literal["validation", "test"]
+HELD_OUT: tuple[HeldOut, ...] = ("validation", "test")
+"""Splits that a policy may be judged on: one to choose by, one that no choice has seen."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ class TextTokens:
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """One test prompt to sample from (one per test group); ``prompt_id`` is the sha256 of its ids, shortened."""
+    """One held-out prompt to sample from (one per group of its split); ``prompt_id`` is the sha256 of its ids,
+    shortened."""
 
     prompt_id: str
     group: str
@@ -137,7 +141,7 @@ class ScoredSample:
 
 @dataclass(frozen=True)
 class PairScores:
-    """One test pair seen by both models; sums over response tokens, in nats.
+    """One held-out pair seen by both models; sums over response tokens, in nats.
 
     ``risk`` maps a measure's label ("kl", "cvar@0.5", ...) to the sequential risk on chosen and rejected.
     """

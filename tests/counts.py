@@ -21,7 +21,7 @@ def counts_by_hand(
         response_tokens=dict(zip(SPLITS, response_tokens, strict=True)),
         texts=21,
         text_tokens=210,
-        prompts=5,
+        prompts={"validation": 3, "test": 5},
         id_bytes={"train": 330, "validation": 40, "test": 70},
         exact=True,
         basis="by hand",

@@ -16,7 +16,7 @@ from pipeline.data.checks import DropLog, RowError
 from pipeline.data.encode import Encoder, check_lengths
 from pipeline.data.splits import hash_key, in_hash_order, require_splits, take
 from pipeline.data.tables import read_table, write_json, write_jsonl, write_table
-from pipeline.records import SPLITS, PairRow, PairTokens, PromptTokens, Split, TextRow, TextTokens
+from pipeline.records import HELD_OUT, SPLITS, PairRow, PairTokens, PromptTokens, Split, TextRow, TextTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +33,7 @@ def tokenise(
     """Write the files of the ``tokens`` artefact (see `pipeline.records`) from a ``data`` artefact.
 
     ``context_tokens`` is the longest sequence that the model takes. ``data.max_*_pairs`` apply to what is left
-    after all rows are tokenised; prompts.parquet has one prompt of *every* test group all the same. Raises
+    after all rows are tokenised; the prompts are one of *every* held-out group all the same. Raises
     ConfigError for lengths beyond the context, ModelError for a tokenizer that cannot be used, DataError when
     too many rows do not fit or a split ends up empty.
     """
@@ -43,13 +43,13 @@ def tokenise(
     total = 0
     pairs: dict[Split, list[PairTokens]] = {}
     prompts_cut: dict[str, int] = {}
-    prompts: list[PromptTokens] = []
+    prompts: dict[Split, list[PromptTokens]] = {}
     for name in SPLITS:
         rows = read_table(data_dir / f"{name}.parquet", PairRow)
         total += len(rows)
         pairs[name], texts, prompts_cut[name] = _tokenise_pairs(rows, encoder, log, f"{name}.parquet")
-        if name == "test":
-            prompts = sampling_prompts(pairs[name], texts)
+        if name in HELD_OUT:
+            prompts[name] = sampling_prompts(pairs[name], texts)
     text_rows = read_table(data_dir / "sft.parquet", TextRow)
     total += len(text_rows)
     sft, prompts_cut["sft"] = _tokenise_texts(text_rows, encoder, log, "sft.parquet")
@@ -62,7 +62,8 @@ def tokenise(
     for name in SPLITS:
         write_table(out_dir / f"{name}.parquet", pairs[name], PairTokens)
     write_table(out_dir / "sft.parquet", sft, TextTokens)
-    write_table(out_dir / "prompts.parquet", prompts, PromptTokens)
+    for name, chosen in prompts.items():
+        write_table(out_dir / f"prompts-{name}.parquet", chosen, PromptTokens)
     write_jsonl(out_dir / "dropped.jsonl", log.rows)
     stats = {
         "rows": {name: len(pairs[name]) for name in SPLITS},
@@ -75,7 +76,7 @@ def tokenise(
                 "response": sum(len(text.response_ids) for text in sft),
             },
         },
-        "prompts": len(prompts),
+        "prompts": {name: len(chosen) for name, chosen in prompts.items()},
         "prompts_cut": prompts_cut,
         "dropped": log.counts(),
     }

@@ -30,7 +30,9 @@ def summarise_pairs(pairs: list[PairScores], method: str, risk_label: str, *, re
     row), or when the trained measure's risk is missing.
     """
     if not pairs:
-        raise EvaluationError("there are no test pairs to evaluate: raise data.test_fraction or give more data")
+        raise EvaluationError(
+            "there are no held-out pairs to evaluate: raise the fraction of evaluation.split in data, or give more data"
+        )
     ordered = sorted(pairs, key=lambda pair: (pair.group, pair.row_id))
     sequential = method in SEQUENTIAL_METHODS
     labels = _check(ordered, risk_label if sequential else None)
@@ -110,7 +112,7 @@ def _check(pairs: list[PairScores], needed_label: str | None) -> list[str]:
     for pair in pairs:
         if sorted(pair.chosen_risk) != labels or sorted(pair.rejected_risk) != labels:
             raise EvaluationError(
-                f"test pair {pair.row_id}: its risks are {sorted(pair.chosen_risk)} on chosen and "
+                f"held-out pair {pair.row_id}: its risks are {sorted(pair.chosen_risk)} on chosen and "
                 f"{sorted(pair.rejected_risk)} on rejected, other pairs have {labels}: "
                 "score all pairs with the same measures"
             )
@@ -120,12 +122,12 @@ def _check(pairs: list[PairScores], needed_label: str | None) -> list[str]:
         for name, value in numbers.items():
             if not math.isfinite(value):
                 raise EvaluationError(
-                    f"test pair {pair.row_id}: {name} is {value}, so no figure over the test pairs is defined; "
+                    f"held-out pair {pair.row_id}: {name} is {value}, so no figure over the pairs is defined; "
                     "training has probably diverged: lower train.optim.lr or raise loss.beta"
                 )
     if needed_label is not None and needed_label not in labels:
         raise EvaluationError(
-            f"the test pairs hold no risk under the trained measure {needed_label!r}, only {labels}: "
+            f"the held-out pairs hold no risk under the trained measure {needed_label!r}, only {labels}: "
             "score the pairs with the measure of the run"
         )
     return labels

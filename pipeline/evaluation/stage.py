@@ -92,7 +92,7 @@ def run_sampling(
         say: a line for the console, when an actor died.
     """
     config = run.evaluation
-    prompts = read_table(tokens_dir / "prompts.parquet", PromptTokens)[: config.num_prompts]
+    prompts = read_table(tokens_dir / f"prompts-{config.split}.parquet", PromptTokens)[: config.num_prompts]
     work = [(prompt, seed) for prompt in prompts for seed in config.seeds]
     batches = [work[start : start + config.batch_size] for start in range(0, len(work), config.batch_size)]
     calls = [Call("sample", (batch,), f"batch {index} of the samples") for index, batch in enumerate(batches)]
@@ -117,7 +117,7 @@ def run_evaluation(
     report: Report,
     say: Say | None = None,
 ) -> dict[str, Any]:
-    """Score both models' samples and the test pairs, summarise, and write samples, pairs and evaluation.json.
+    """Score both models' samples and the pairs of the split, summarise, and write samples, pairs and evaluation.json.
 
     Args:
         report: progress in batches.
@@ -129,7 +129,7 @@ def run_evaluation(
     from pipeline.risk.measures import trained_measure
 
     samples = {"reference": read_table(reference_samples, SampleRow), "policy": read_table(policy_samples, SampleRow)}
-    pairs = read_table(tokens_dir / "test.parquet", PairTokens)
+    pairs = read_table(tokens_dir / f"{run.evaluation.split}.parquet", PairTokens)
     prompt_set = prompt_set_digest(sorted({row.prompt_id for row in samples["reference"]}))
     budget = run.reference.batch_tokens
     calls: list[Call] = []
@@ -141,7 +141,7 @@ def run_evaluation(
         ]
     lengths = [len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs]
     calls += [
-        Call("pairs", ([pairs[i] for i in batch],), f"batch {number} of the test pairs")
+        Call("pairs", ([pairs[i] for i in batch],), f"batch {number} of the {run.evaluation.split} pairs")
         for number, batch in enumerate(token_batches(lengths, budget // 2))
     ]
     arguments = (run.model_dump(mode="json"), str(reference_dir), str(policy_dir), prompt_set)

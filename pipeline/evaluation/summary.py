@@ -30,7 +30,7 @@ Comparison = dict[str, dict[str, Estimate]]
 def summarise(
     samples: list[ScoredSample], pairs: list[PairScores], config: EvaluationConfig, training: dict[str, Any]
 ) -> dict[str, Any]:
-    """The content of evaluation.json from both models' samples and the test pairs' scores.
+    """The content of evaluation.json from both models' samples and the scores of held-out pairs.
 
     ``training`` needs ``method`` and, for a sequential method, ``risk_label``: the key of the trained measure
     in ``PairScores.chosen_risk``; it is passed on as it is. The order of samples and pairs does not matter.
@@ -84,6 +84,7 @@ def summarise(
         "loss_avoided_per_1000": loss.as_dict() if loss else None,
         "confidence": CONFIDENCE,
         "bootstrap_resamples": config.bootstrap_resamples,
+        "split": config.split,
         "num_prompts": len(prompts),
         "seeds": list(seeds),
         "num_samples_per_model": len(keys),

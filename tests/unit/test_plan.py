@@ -142,13 +142,14 @@ def test_the_stats_of_the_tokens_are_read_whole() -> None:
             "test": {"prompt": 3, "chosen": 30, "rejected": 300},
         },
         "sft": {"rows": 4, "tokens": {"prompt": 5, "response": 50}},
-        "prompts": 1,
+        "prompts": {"validation": 2, "test": 1},
     }
     counts = counts_from_stats(stats, {"train": 1, "validation": 2, "test": 3})
     assert counts.pairs == stats["rows"]
     assert counts.prompt_tokens == {"train": 1, "validation": 2, "test": 3}
     assert counts.response_tokens == {"train": 110, "validation": 220, "test": 330}
-    assert (counts.texts, counts.text_tokens, counts.prompts, counts.exact) == (4, 55, 1, True)
+    assert (counts.texts, counts.text_tokens, counts.exact) == (4, 55, True)
+    assert counts.prompts == {"validation": 2, "test": 1}
 
 
 @pytest.mark.parametrize(

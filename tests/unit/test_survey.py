@@ -129,7 +129,7 @@ def test_an_estimate_by_hand(tmp_path: Path) -> None:
     assert dropped.response_tokens == {name: 8 * count for name, count in dropped.pairs.items()}
     assert dropped.prompt_tokens == {name: 2 * count for name, count in dropped.pairs.items()}
     assert (dropped.texts, dropped.text_tokens) == (dropped.pairs["train"], 6 * dropped.pairs["train"])
-    assert dropped.prompts == dropped.pairs["test"]
+    assert dropped.prompts == {name: dropped.pairs[name] for name in ("validation", "test")}
     assert not dropped.exact
     cut = config(path, overlong="truncate")
     kept = estimated_counts(read_source(cut), cut, 2.0, "by hand")

@@ -169,8 +169,9 @@ def test_limits_take_a_stable_subset_after_dropping(tmp_path: Path, make_tokeniz
     turned = {name: rows(name)[::-1] for name in SPLITS}
     few = run(store(tmp_path / "turned", **turned), tmp_path / "few", tokenizer, **limits)
     assert {name: pairs[: limits[f"max_{name}_pairs"]] for name, pairs in full.items()} == few
-    prompts = [read_table(tmp_path / folder / "prompts.parquet", PromptTokens) for folder in ("full", "few")]
-    assert prompts[0] == prompts[1]
+    for name in ("validation", "test"):
+        files = [tmp_path / folder / f"prompts-{name}.parquet" for folder in ("full", "few")]
+        assert read_table(files[0], PromptTokens) == read_table(files[1], PromptTokens) != []
 
 
 def test_one_prompt_for_every_test_group(tmp_path: Path, make_tokenizer: MakeTokenizer) -> None:
@@ -178,9 +179,9 @@ def test_one_prompt_for_every_test_group(tmp_path: Path, make_tokenizer: MakeTok
     test = [*rows("test", 20), PairRow("shared", "another group", "test 3:", "yes", "no", False)]
     test += [PairRow(f"m{n}", "mixed", f"mixed {n}:", "yes", "no", False) for n in range(5)]
     splits = run(store(tmp_path / "data", test=test), tmp_path / "out", tokenizer)
-    prompts = read_table(tmp_path / "out" / "prompts.parquet", PromptTokens)
+    prompts = read_table(tmp_path / "out" / "prompts-test.parquet", PromptTokens)
     run(store(tmp_path / "turned", test=test[::-1]), tmp_path / "again", tokenizer)
-    assert prompts == read_table(tmp_path / "again" / "prompts.parquet", PromptTokens)
+    assert prompts == read_table(tmp_path / "again" / "prompts-test.parquet", PromptTokens)
     assert len({prompt.prompt_id for prompt in prompts}) == len(prompts) == 11
     assert [prompt.group for prompt in prompts] == sorted((prompt.group for prompt in prompts), key=hash_key)
     ids = {(pair.group, tuple(pair.prompt_ids)) for pair in splits["test"]}

@@ -107,7 +107,7 @@ def test_groups_are_resampled_whole() -> None:
 @pytest.mark.parametrize(
     ("pairs", "label", "message"),
     [
-        ([], "kl", "no test pairs"),
+        ([], "kl", "no held-out pairs"),
         ([*PAIRS, pair(9, -math.inf, 0.0)], "kl", "r9: chosen_logp is -inf"),
         ([*PAIRS, replace(PAIRS[0], row_id="r8", chosen_risk={"kl": 1.0})], "kl", "r8: its risks"),
         (PAIRS, "erm@1", "no risk under the trained measure 'erm@1'"),
