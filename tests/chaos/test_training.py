@@ -271,7 +271,7 @@ def test_all_workers_hang(material: Material, tmp_path: Path, monkeypatch: pytes
     (tmp_path / "hanging.py").write_text(HANGING)
     surroundings = {"PYTHONPATH": str(tmp_path), "GO_ON": str(tmp_path / "go on")}
     risk = {"risk": {"measure": "hanging:distortion", "level": 1.0}}
-    plain = material.spec("hangs", cluster={"hang_s": 20}, **SHORT)
+    plain = material.spec("all hang", cluster={"hang_s": 20}, **SHORT)
     spec = replace(plain, run=plain.run | risk)
     driver = stages.Driver(spec, tmp_path, **surroundings)
     deadline = time.monotonic() + 180
