@@ -98,8 +98,9 @@ def _execute(run: AlignmentRun, store: Store, console: Console) -> dict[str, Art
         return have
     from pipeline.cluster import check_visible, connected
 
-    # A training under way has lost nodes before, and may go on with fewer workers.
-    least = run.run.cluster.min_workers if run.under_way() else None
+    # A training under way may have lost nodes, and goes on with fewer workers; a cluster that grows is asked for all.
+    fixed = not run.run.cluster.autoscaling
+    least = run.run.cluster.min_workers if fixed and run.under_way() else None
     with connected(run.run.cluster, run.storage, run.run.reference.threads, least) as described:
         console.line(described)
         if caches is not None and caches.is_local:

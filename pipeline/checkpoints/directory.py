@@ -106,7 +106,7 @@ class RunDirectory:
                     "end it (`ray job list`), or wait for it"
                 ) from None
             except OSError as error:
-                if error.errno not in NO_LOCKS:  # without locks the claim on the stage is what there is
+                if error.errno not in NO_LOCKS:  # there is nothing to hold then, as for `pipeline.claims`
                     raise
         try:
             with self.refusals("written"):
@@ -134,7 +134,8 @@ class RunDirectory:
                 which none can be used: what they hold may be worth more than the time that training anew takes.
         """
         damaged = []
-        for step in reversed(self.steps()):
+        steps = self.steps()
+        for step in reversed(steps):
             found = self.verify(step)
             if isinstance(found, Checkpoint):
                 for name in sorted(_foreign(found)):
@@ -142,6 +143,8 @@ class RunDirectory:
                 return found
             damaged.append(str(found))
             say(f"{self.path}: {found}; looking for an older one")
+        if self.steps() != steps:  # a worker of an earlier job that still ends has committed or pruned meanwhile
+            return self.newest(say)
         if damaged:
             raise ArtifactError(
                 f"no checkpoint in {self.path} can be used: {'; '.join(damaged)}. Put their files back, or remove the "

@@ -62,17 +62,19 @@ def run_training(spec: TrainSpec, scratch: Path, report: Report, say: Callable[[
     directory = RunDirectory(Path(spec.run_dir), spec.identity)
     directory.prepare()
     patience = Patience(run.cluster.max_failures)
-    waiting_since = time.monotonic()
+    waiting_since: float | None = None
     attempts = 0
     while True:
         found = directory.newest(say)
         step = found.step if found else None
         with ray_errors():  # what is refused here has been waited for: it is final
             workers = _workers(spec, run, directory, say)
-        attempts += 1
-        if attempts > 1 or step is not None:
-            where = "from the start" if step is None else f"from step {step}"
-            say(f"goes on {where} with {workers} worker(s)")
+        if waiting_since is None:
+            attempts += 1
+            if attempts > 1 or step is not None:
+                where = "from the start" if step is None else f"from step {step}"
+                say(f"goes on {where} with {workers} worker(s)")
+        began = time.monotonic()
         try:
             result = _attempt(spec, run.cluster, step, workers, scratch, report, say)
         except Exception as error:
@@ -81,6 +83,7 @@ def run_training(spec: TrainSpec, scratch: Path, report: Report, say: Callable[[
                 with ray_errors():
                     raise
             if is_waiting(error):
+                waiting_since = began if waiting_since is None else waiting_since
                 if time.monotonic() - waiting_since > run.cluster.resource_wait_s:
                     raise _never_started(workers, run.cluster) from error
                 say("the workers did not start in time; looking again at what the cluster has")
@@ -91,8 +94,9 @@ def run_training(spec: TrainSpec, scratch: Path, report: Report, say: Callable[[
                 raise _given_up(error, run.cluster) from error
             say(f"lost ({_short(error)}); trying again")
             time.sleep(_POLL_S)
-            waiting_since = time.monotonic()
+            waiting_since = None
             continue
+        waiting_since = None
         if "rolled_back" not in result:
             return TrainingResult(
                 result["seconds_per_step"], attempts, int(result["checkpoints"]), result["checkpoint_seconds"]

@@ -158,10 +158,13 @@ class Training:
         from pipeline.training.guard import rolled_back
 
         every = config.roll_back_every_steps
-        tried = (self._directory.verify(step) for step in reversed(self._directory.steps()) if step % every == 0)
+        tried = [self._directory.verify(step) for step in reversed(self._directory.steps()) if step % every == 0]
         found = next((one for one in tried if isinstance(one, Checkpoint)), None)
         if found is None:
-            raise TrainingError(f"the loss jumped to {loss:.4g} and there is no good checkpoint to go back to")
+            raise TrainingError(
+                f"the loss jumped to {loss:.4g}, and {self._directory.path} has no good checkpoint to go back to "
+                f"({'; '.join(map(str, tried)) or 'there is none'}): lower optim.lr and train from the start"
+            )
         before = LoopState.from_json(found.manifest["loop"])
         after = rolled_back(before.guard, state.guard, config)
         changed = LoopState(before.step, before.seconds, after).to_json()

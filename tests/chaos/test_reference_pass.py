@@ -16,7 +16,7 @@ KILLS = 24
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_kills_change_no_byte_and_repeat_no_file(tmp_path: Path, built_model: Path) -> None:
-    options = passes.prepare(tmp_path, built_model, 480, hidden=128)
+    options = passes.prepare(tmp_path, built_model, 720, hidden=128)
     disturbed = options | {"root": str(tmp_path / "disturbed")}
     counted = passes.survive(disturbed, tmp_path, kills=KILLS, seed=0)
     print(f"\n{counted}")
