@@ -43,3 +43,8 @@ class TrainingError(PipelineError, RuntimeError):
 
 class EvaluationError(PipelineError, ValueError):
     """Evaluation cannot be done: a scorer that cannot be loaded or that returns something unusable."""
+
+
+class WorldError(PipelineError, ValueError):
+    """A world of tokens, or what should be learned in it, makes no sense: no tokens, probabilities that do not sum to
+    one, no pairs."""
