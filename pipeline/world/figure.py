@@ -50,5 +50,4 @@ def draw(rows: Mapping[str, Sequence[Row]], path: Path) -> None:
             axes_of_row[0].set_ylabel("difference from dpo at the same drift")
         figure.supxlabel("level of CVaR in the loss: 1 is neutral, further right is more averse", fontsize=10)
         figure.axes[0].legend(frameon=False, loc="lower left")
-        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)

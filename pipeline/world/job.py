@@ -42,9 +42,7 @@ def world_experiment(config: WorldExperiment) -> int:
         ConfigError: when the figure or the numbers cannot be written where they should be.
     """
     output = output_file(config.output)
-    figure = Path(config.figure).expanduser().resolve()
-    if figure.is_dir() or figure.suffix != ".png":
-        raise ConfigError(f"--figure: {figure} is not a file that ends in .png")
+    figure = _figure_file(config.figure)
     torch.set_num_threads(1)  # the tensors are small, and one thread sums in one order
     console, began = Console(), time.monotonic()
     seeds = range(config.seed, config.seed + config.worlds)
@@ -75,6 +73,18 @@ def world_experiment(config: WorldExperiment) -> int:
     )
     console.print(f"{time.monotonic() - began:.0f} s; figure: {figure}; numbers: {output}")
     return 0
+
+
+def _figure_file(path: str) -> Path:
+    """The file of ``--figure``, in a directory that is there."""
+    figure = Path(path).expanduser().resolve()
+    if figure.is_dir() or figure.suffix != ".png":
+        raise ConfigError(f"--figure: {figure} is not a file that ends in .png")
+    try:
+        figure.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--figure: cannot write to {figure.parent}: {error.strerror}") from error
+    return figure
 
 
 def _averages(worlds: Sequence[World]) -> dict[str, float]:

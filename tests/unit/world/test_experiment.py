@@ -109,7 +109,7 @@ def test_the_job_leaves_a_table_a_figure_and_numbers(
 ) -> None:
     small(monkeypatch)
     files = {"figure": str(tmp_path / "new" / "world.png"), "output": str(tmp_path / "numbers" / "world.json")}
-    config = WorldExperiment(worlds=2, pairs=300, **files)
+    config = WorldExperiment(worlds=2, pairs=300, steps=60, **files)
     assert world_experiment(config) == 0
     shown = capsys.readouterr().out
     assert "every pair known" in shown
@@ -128,10 +128,12 @@ def test_the_job_leaves_a_table_a_figure_and_numbers(
     [
         ({"figure": "{tmp}"}, "--figure: .* is not a file that ends in .png"),
         ({"figure": "{tmp}/world.jpeg"}, "--figure: .* is not a file that ends in .png"),
+        ({"figure": "{tmp}/file/world.png"}, "--figure: cannot write to"),
         ({"output": "{tmp}"}, "--output: .* is a directory; give a file"),
     ],
 )
 def test_places_that_cannot_be_written(options: dict[str, str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     here = {"figure": f"{tmp_path}/world.png", "output": f"{tmp_path}/world.json"}
     given = here | {name: value.format(tmp=tmp_path) for name, value in options.items()}
     with pytest.raises(ConfigError, match=message):
