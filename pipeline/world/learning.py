@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.errors import WorldError
+from pipeline.config import RISK_METHODS
+from pipeline.errors import RiskError, WorldError
 from pipeline.risk.losses import pair_form
 from pipeline.risk.measures import Measure
 from pipeline.world.evidence import Evidence
@@ -34,7 +35,7 @@ class Objective:
     """A method with its measure (dpo has none; tdpo1 and tdpo2 take the mean) and, for tdpo2 and ra_dpo2, alpha.
 
     Raises:
-        RiskError: for an unknown method.
+        RiskError: for an unknown method, or a measure other than the mean for one that takes none.
     """
 
     method: str
@@ -43,11 +44,13 @@ class Objective:
 
     def __post_init__(self) -> None:
         pair_form(self.method, 1.0, self.alpha)
+        if self.method not in RISK_METHODS and self.measure != _MEAN:
+            raise RiskError(f"{self.method} takes no measure, got {self.measure.label}; use ra_dpo1 or ra_dpo2")
 
     @property
     def label(self) -> str:
         """Short name, such as "dpo" or "ra_dpo2 cvar@0.8"."""
-        return f"{self.method} {self.measure.label}" if self.method.startswith("ra_") else self.method
+        return f"{self.method} {self.measure.label}" if self.method in RISK_METHODS else self.method
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,12 @@ class Problem:
     """W worlds of one shape, each with its evidence of P pairs.
 
     Raises:
-        WorldError: when worlds differ in their states, tokens or responses, or evidence in its number of pairs.
+        WorldError: without worlds, when they differ in their states or tokens, or evidence in its number of pairs.
     """
 
     def __init__(self, worlds: Sequence[World], evidence: Sequence[Evidence]) -> None:
+        if not worlds:
+            raise WorldError("there is no world to train in; give at least one")
         first = worlds[0]
         for world in worlds:
             if not (torch.equal(world.state, first.state) and torch.equal(world.token, first.token)):

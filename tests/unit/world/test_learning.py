@@ -131,11 +131,15 @@ def test_rates_fall_to_nothing() -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(RiskError, match="unknown method 'dpoo'; choose one of dpo, tdpo1"):
         Objective("dpoo")
+    with pytest.raises(RiskError, match="tdpo2 takes no measure, got cvar@0.7; use ra_dpo1 or ra_dpo2"):
+        Objective("tdpo2", CVAR)
     with pytest.raises(RiskError, match=r"cvar takes a level in \(0, 1\], got 1.2"):
         Objective("ra_dpo2", Measure("cvar", 1.2))
     for betas in ([], [1.0, 0.0], [math.nan]):
         with pytest.raises(WorldError, match="give at least one, all above 0"):
             train(problem(), Objective("dpo"), betas, Schedule(1))
+    with pytest.raises(WorldError, match="there is no world to train in"):
+        Problem([], [])
     small, drawn = World.of(plain.SMALL), draw_world(0)
     with pytest.raises(WorldError, match="must have the same states and tokens"):
         Problem([small, drawn], [every_pair(small), every_pair(drawn)])
