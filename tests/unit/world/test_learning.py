@@ -131,7 +131,7 @@ def test_rates_fall_to_nothing() -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(RiskError, match="unknown method 'dpoo'; choose one of dpo, tdpo1"):
         Objective("dpoo")
-    with pytest.raises(RiskError, match="tdpo2 takes no measure, got cvar@0.7; use ra_dpo1 or ra_dpo2"):
+    with pytest.raises(RiskError, match=r"tdpo2 takes no measure, got cvar@0\.7; use ra_dpo1 or ra_dpo2"):
         Objective("tdpo2", CVAR)
     with pytest.raises(RiskError, match=r"cvar takes a level in \(0, 1\], got 1.2"):
         Objective("ra_dpo2", Measure("cvar", 1.2))
