@@ -1,0 +1,91 @@
+"""Which run to take under a written tolerance. Pure: figures in, a choice with its reasons out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.selection.judged import Setting
+from pipeline.selection.tolerance import Tolerance
+
+_DIGITS = 9
+"""Figures that agree to so many digits are a tie; it goes to the one that drifted less."""
+_OUTPUTS = 1000
+_TAIL = "worst outputs {} below the reference's (tail_drop)"
+_DRIFT = "drift {} nats (max_drift)"
+_INCIDENTS = "share of incidents {} (max_incidents)"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Positions in the list of settings that was chosen from."""
+
+    best: int | None
+    """None when no setting keeps the limits."""
+    runner_up: int | None
+    front: tuple[int, ...]
+    """Those that no other one beats in average score, tail and drift at once."""
+    reasons: tuple[tuple[str, ...], ...]
+    """For every setting, the limits that it does not keep, in words; empty for those that keep them all."""
+
+
+def choose(settings: Sequence[Setting], tolerance: Tolerance) -> Choice:
+    """The setting with the best average score (or the least expected cost) among those that keep every limit."""
+    reasons = tuple(tuple(broken(setting, tolerance)) for setting in settings)
+    qualified = [index for index, why in enumerate(reasons) if not why]
+    qualified.sort(key=lambda index: _worth(settings[index], tolerance), reverse=True)
+    best, runner_up = [*qualified, None, None][:2]
+    return Choice(best, runner_up, front(settings), reasons)
+
+
+def broken(setting: Setting, tolerance: Tolerance) -> list[str]:
+    """The limits that a setting does not keep, in words."""
+    found = [
+        *_above(setting, "tail_gain", -1, tolerance.tail_drop, tolerance.whole_interval, _TAIL),
+        *_above(setting, "drift", 1, tolerance.max_drift, tolerance.whole_interval, _DRIFT),
+        *_above(setting, "incidents", 1, tolerance.max_incidents, tolerance.whole_interval, _INCIDENTS),
+    ]
+    if setting.decayed and not tolerance.allow_decayed:
+        found.append("its text shows signs of decay (allow_decayed)")
+    return found
+
+
+def _above(setting: Setting, name: str, sign: int, limit: float | None, whole: bool, words: str) -> list[str]:
+    """What is to be said when ``sign`` times a figure is above a limit."""
+    if limit is None:
+        return []
+    figure = setting.figure(name)
+    end = figure.high if sign > 0 else figure.low
+    if not whole:
+        held = sign * figure.value
+    elif end is None:
+        return [f"{words.format('unknown')}: it has no interval (whole_interval)"]
+    else:
+        held = sign * end
+    return [words.format(f"{'up to ' if whole else ''}{held:.4g}") + f", at most {limit:g}"] if held > limit else []
+
+
+def expected_cost(setting: Setting, cost_per_incident: float) -> float:
+    """Of 1,000 outputs."""
+    return _OUTPUTS * setting.figure("incidents").value * cost_per_incident
+
+
+def front(settings: Sequence[Setting]) -> tuple[int, ...]:
+    """The Pareto front: larger average score, larger score of the worst outputs, less drift."""
+    points = [
+        tuple(sign * setting.figure(name).value for name, sign in (("mean", 1), ("tail", 1), ("drift", -1)))
+        for setting in settings
+    ]
+
+    def beaten(point: tuple[float, ...]) -> bool:
+        return any(other != point and all(map(float.__ge__, other, point)) for other in points)
+
+    return tuple(index for index, point in enumerate(points) if not beaten(point))
+
+
+def _worth(setting: Setting, tolerance: Tolerance) -> tuple[float, ...]:
+    """What is compared first, second and third; more is better."""
+    mean, drift = setting.figure("mean").value, setting.figure("drift").value
+    cost = tolerance.cost_per_incident
+    first = mean if cost is None else -expected_cost(setting, cost)
+    return round(first, _DIGITS), -round(drift, _DIGITS), mean
