@@ -263,7 +263,7 @@ class RiskConfig(Section):
 class CheckpointConfig(Section):
     """What is kept of a training under way, so that a killed one goes on. Changes no result and no key."""
 
-    every_s: PositiveFloat = 40.0
+    every_s: PositiveFloat = 50.0
     """Seconds from one checkpoint to the next: about what a kill costs."""
     every_steps: PositiveInt | None = None
     """Also after every so many optimiser steps."""

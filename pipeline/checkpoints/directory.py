@@ -20,8 +20,8 @@ from filelock import FileLock, Timeout
 
 from pipeline.checkpoints.identity import Identity, differences
 from pipeline.checkpoints.journal import as_line
-from pipeline.checkpoints.layout import FORMAT, MANIFEST, METRICS, RUN, SKIPPED, StoredFile, step_name
-from pipeline.digests import digest_file, seal, unseal
+from pipeline.checkpoints.layout import FORMAT, MANIFEST, METRICS, RUN, SKIPPED, StoredFile, digest_of, step_name
+from pipeline.digests import seal, unseal
 from pipeline.disk import NO_LOCKS, fsync, make_directory
 from pipeline.errors import ArtifactError
 from pipeline.refusals import local_refusals
@@ -290,7 +290,7 @@ def _fault(path: Path, stored: StoredFile) -> str | None:
         size = file.stat().st_size
         if size != stored.bytes:
             return f"{stored.name} has {size} bytes instead of {stored.bytes}"
-        return None if digest_file(file) == stored.sha256 else f"{stored.name} has changed"
+        return None if digest_of(file) == stored.blake3 else f"{stored.name} has changed"
     except OSError as error:
         return _unreadable(stored.name, error)
 

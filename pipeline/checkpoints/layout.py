@@ -22,7 +22,6 @@ name are not opened.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from blake3 import blake3
 from torch import Tensor
 
 from pipeline.disk import fsync
@@ -45,16 +45,20 @@ METRICS = "metrics.jsonl"
 SKIPPED = "skipped"
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 
+_CHUNK_BYTES = 1 << 20
 _DTYPES = {torch.float32: "F32", torch.uint8: "U8", torch.int64: "I64"}
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """One file of a checkpoint as its manifest names it."""
+    """One file of a checkpoint as its manifest names it.
+
+    Its digest is BLAKE3: as hard to forge as SHA-256 and several times as fast, which training beside it feels.
+    """
 
     name: str
     bytes: int
-    sha256: str
+    blake3: str
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,16 @@ def write_rows(path: Path, rows: bytes) -> StoredFile:
     """Write the metrics of a checkpoint, safe on the disk when this returns."""
     path.write_bytes(rows)
     fsync(path)
-    return StoredFile(path.name, len(rows), hashlib.sha256(rows).hexdigest())
+    return StoredFile(path.name, len(rows), blake3(rows).hexdigest())
+
+
+def digest_of(path: Path) -> str:
+    """BLAKE3 (hex) of a file's bytes."""
+    digest = blake3()
+    with path.open("rb") as file:  # no memory map: it would answer a bad sector with the end of the process
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def rank_file(rank: int) -> str:
@@ -103,7 +116,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         position += size
     text = json.dumps(header, separators=(",", ":"), sort_keys=True).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
-    digest = hashlib.sha256()
+    digest = blake3()
     with path.open("wb") as file:
         chunks: Iterator[bytes | memoryview] = (_memory(tensor) for tensor in tensors.values())
         for chunk in itertools.chain([len(text).to_bytes(8, "little"), text], chunks):

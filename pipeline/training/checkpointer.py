@@ -7,7 +7,9 @@ a process group of their own, so that they never stand in the way of the trainin
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -23,6 +25,8 @@ from pipeline.checkpoints.layout import KINDS, METRICS, StoredFile, as_json, ran
 from pipeline.config import CheckpointConfig, GuardConfig
 from pipeline.errors import ArtifactError
 from pipeline.training.engine import Engine
+
+_NICENESS = 10
 
 
 class Checkpointer:
@@ -121,6 +125,7 @@ class Checkpointer:
         rows: bytes | None,
     ) -> None:
         """Write this rank's file, and as rank 0 (which alone has ``rows``, the metrics) what belongs to all."""
+        _give_way()
         try:
             mine: StoredFile | ArtifactError
             try:
@@ -151,3 +156,10 @@ class Checkpointer:
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
+
+
+def _give_way() -> None:
+    """Let this thread have what the training leaves of the processors: there the threads of one product wait for the
+    last of them, so that whoever takes a core from one takes it from all."""
+    with contextlib.suppress(OSError):  # a priority is a favour
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

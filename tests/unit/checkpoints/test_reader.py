@@ -18,9 +18,8 @@ from checkpoint_files import IDENTITY, write_checkpoint
 
 from pipeline.checkpoints import rng
 from pipeline.checkpoints.directory import Checkpoint, RunDirectory
-from pipeline.checkpoints.layout import KINDS, write_tensors
+from pipeline.checkpoints.layout import KINDS, digest_of, write_tensors
 from pipeline.checkpoints.reader import CheckpointReader
-from pipeline.digests import digest_file
 from pipeline.errors import ArtifactError
 
 
@@ -72,7 +71,7 @@ def test_the_digest_is_that_of_the_file(tmp_path: Path) -> None:
 
     tensors = {"x": torch.randn(3, 5), "bytes": torch.arange(7, dtype=torch.uint8), "none": torch.empty(0)}
     stored = write_tensors(tmp_path / "file", tensors, {"words": 'with "quotes" and ü'})
-    assert stored.sha256 == digest_file(tmp_path / "file")
+    assert stored.blake3 == digest_of(tmp_path / "file")
     assert stored.bytes == (tmp_path / "file").stat().st_size
     loaded = load_file(tmp_path / "file")
     assert loaded.keys() == tensors.keys()
