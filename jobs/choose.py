@@ -32,20 +32,9 @@ class Request:
 
     summaries: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SUMMARY [SUMMARY ...]")]
     """summary.json of every run to choose from; seeds of one setting are taken together."""
+    tolerance: Annotated[Tolerance, tyro.conf.arg(name="")]
     split: HeldOut = "validation"
     """Look at the runs that were judged by this split, and leave out the others."""
-    tail_drop: float | None = None
-    """By how much the mean score of the policy's worst outputs may lie below that of the reference's."""
-    max_drift: float | None = None
-    """Most drift from the reference: sequential KL on held-out chosen responses, nats a response."""
-    max_incidents: float | None = None
-    """Largest share of outputs whose score is below evaluation.incident_below, 0 to 1."""
-    cost_per_incident: float | None = None
-    """With a cost, the run with the least expected cost is best; without one, that with the best average score."""
-    whole_interval: bool = False
-    """Hold the worse end of every interval against the limits, and not the figure itself."""
-    allow_decayed: bool = False
-    """Also take a run whose text shows signs of decay (repetition, collapsed length, harder held-out text)."""
     output: Path | None = None
     """Also write the figures and the choice to this file, as JSON."""
 
@@ -59,14 +48,6 @@ def choose(request: Request) -> int:
     from pipeline.selection import show
     from pipeline.selection.judged import read_run, settings_of
 
-    tolerance = Tolerance(
-        request.tail_drop,
-        request.max_drift,
-        request.max_incidents,
-        request.cost_per_incident,
-        request.whole_interval,
-        request.allow_decayed,
-    )
     output = None if request.output is None else output_file(str(request.output))
     runs = [read_run(path) for path in request.summaries]
     judged = [run for run in runs if run.split == request.split]
@@ -79,10 +60,10 @@ def choose(request: Request) -> int:
     if left := len(runs) - len(judged):
         console.print(f"{left} run(s) judged by another split than {request.split} are left out")
     settings = settings_of(judged)
-    choice = selection.choose(settings, tolerance)
-    show.show(settings, choice, tolerance, console)
+    choice = selection.choose(settings, request.tolerance)
+    show.show(settings, choice, request.tolerance, console)
     if output is not None:
-        write_figures(output, show.as_json(settings, choice, tolerance))
+        write_figures(output, show.as_json(settings, choice, request.tolerance))
         console.print(f"figures: {output}", soft_wrap=True)
     return EXIT_NONE if choice.best is None else 0
 
