@@ -25,6 +25,7 @@ from pydantic.fields import FieldInfo
 from pipeline.config import RunConfig
 from pipeline.console import current_log_path
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.nested import flat
 from pipeline.recipes import (
     Recipe,
     load_recipe,
@@ -115,7 +116,7 @@ def _parse(prog: str, description: str, arguments: list[str]) -> JobRequest:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     sections = {name: getattr(parsed, name) for name in RunConfig.model_fields}
-    overrides = {dotted: _null(value, options()[dotted]) for dotted, value in _flatten(sections)}
+    overrides = {dotted: _null(value, options()[dotted]) for dotted, value in flat(sections).items()}
     return JobRequest(recipe.name, parsed.storage, parsed.dry_run, resolve(recipe, overrides))
 
 
@@ -215,13 +216,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(_shown(item) for item in value)
     return str(value)
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        flat += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-    return flat
 
 
 def _null(value: Any, info: FieldInfo) -> Any:

@@ -77,8 +77,8 @@ class RunDirectory:
         """Make the directory, or see that it is this run's.
 
         Raises:
-            ArtifactError: when it belongs to another run (naming the differences) or to a newer version of this
-                program, or cannot be written.
+            ArtifactError: when it belongs to another run (naming the differences) or is in another version's
+                format, or cannot be written.
         """
         with self.refusals("written"):
             make_directory(self.path)
@@ -130,8 +130,9 @@ class RunDirectory:
         named.
 
         Raises:
-            ArtifactError: when a checkpoint is of another run or of a newer version, or when there are checkpoints of
-                which none can be used: what they hold may be worth more than the time that training anew takes.
+            ArtifactError: when a checkpoint is of another run or in another version's format, or when there are
+                checkpoints of which none can be used: what they hold may be worth more than the time that training
+                anew takes.
         """
         damaged = []
         steps = self.steps()
@@ -156,7 +157,7 @@ class RunDirectory:
         """Read every byte of one checkpoint.
 
         Raises:
-            ArtifactError: when it is of another run or of a newer version.
+            ArtifactError: when it is of another run or in another version's format.
         """
         path = self.path / step_name(step)
         with self.refusals("read"):

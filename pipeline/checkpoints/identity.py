@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline.nested import flat
+
 Identity = Mapping[str, Any]
 """``options`` (nested, those that change what is learnt), ``libraries`` (versions), and digests of what is read:
 ``data``, ``model``, ``reference`` (None for fine-tuning)."""
@@ -25,18 +27,12 @@ def _pairs(there: Identity, here: Identity) -> Iterator[tuple[str, Any, Any]]:
     for name, what in _WHAT.items():
         yield what, there.get(name), here.get(name)
     for section in ("options", "libraries"):
-        old, new = _flat(there.get(section)), _flat(here.get(section))
+        old, new = flat(there.get(section) or {}), flat(here.get(section) or {})
         for name in sorted(old.keys() | new.keys()):
             yield name, old.get(name), new.get(name)
     named = {*_WHAT, "options", "libraries"}
     for name in sorted((there.keys() | here.keys()) - named):
         yield name, there.get(name), here.get(name)
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {prefix.rstrip("."): value} if prefix else {}
-    return {name: leaf for key, item in value.items() for name, leaf in _flat(item, f"{prefix}{key}.").items()}
 
 
 def _canonical(value: Any) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import EvaluationError
+from pipeline.nested import flat
 from pipeline.records import HeldOut
 
 SEED = "train.seed"
@@ -84,7 +85,7 @@ def read_run(path: Path) -> Run:
             "drift": pairs["chosen_risk"]["kl"],
             "reward_accuracy": pairs["reward_accuracy"],
         }
-        options = {name: value for name, value in _flat(summary["config"]).items() if not name.startswith(_NO_MATTER)}
+        options = {name: value for name, value in flat(summary["config"]).items() if not name.startswith(_NO_MATTER)}
         judged_by = {name: value for name, value in options.items() if name.startswith("evaluation.")}
         judged_by |= {"prompts": evaluation["prompt_set"], "reference": summary["artifacts"]["sample_reference"]}
         figures = {name: _figure(one) for name, one in found.items()}
@@ -155,10 +156,3 @@ def differing(settings: Sequence[Setting]) -> list[str]:
     options = [setting.runs[0].options for setting in settings]
     names = dict.fromkeys(name for one in options for name in one if name != SEED)
     return [name for name in names if any(one.get(name) != options[0].get(name) for one in options)]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return found

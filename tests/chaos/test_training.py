@@ -152,7 +152,7 @@ class Chaos:
             lines.append(f"| {kind} | {len(lost)} | {len(lost)} | {statistics.median(lost):.0f} | {max(lost):.0f} |")
         for fault, count in self.damaged.items():
             lines.append(f"| file of the newest checkpoint {fault} | {count} | {count} | | |")
-        return "\n".join([*lines, "", f"{self.half_written} of the kills left a checkpoint half-written."])
+        return "\n".join([*lines, "", f"{self.half_written} of the kills left files of an uncommitted checkpoint."])
 
 
 @pytest.mark.long
