@@ -201,7 +201,7 @@ class TestAtTheReference:
         case = self.start(torch.float64)
         found = fused(case, measure, method)
         assert found.losses.tolist() == pytest.approx([math.log(2)] * 5, abs=1e-12)
-        # Not to the last bit: on some processors a product's rounding hangs on where its matrices lie in memory.
+        # Not to the last bit: on an AMD EPYC they agree in it, on an Intel Xeon they do not.
         torch.testing.assert_close(found.logps, found.ref_logps, rtol=1e-12, atol=1e-12)
         assert found.risk.abs().max() < 1e-12
         dpo = torch.autograd.grad(fused(case, measure, "dpo").loss, case.leaves)
