@@ -14,10 +14,13 @@ from typing import Annotated
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tyro
+from pydantic import ValidationError
 
 from pipeline.cli import run_job
+from pipeline.config import Tolerance
+from pipeline.errors import ConfigError
+from pipeline.recipes import described
 from pipeline.records import HeldOut
-from pipeline.selection.tolerance import Tolerance
 
 EXIT_NONE = 3
 DESCRIPTION = """Choose between finished runs by what you tolerate.
@@ -68,5 +71,13 @@ def choose(request: Request) -> int:
     return EXIT_NONE if choice.best is None else 0
 
 
+def main() -> int:
+    try:
+        request = tyro.cli(Request, prog="choose.py", description=DESCRIPTION, use_underscores=True)
+    except ValidationError as error:  # of the tolerance
+        raise ConfigError("\n".join(f"--{described(problem)}" for problem in error.errors())) from error
+    return choose(request)
+
+
 if __name__ == "__main__":
-    run_job(lambda: choose(tyro.cli(Request, prog="choose.py", description=DESCRIPTION, use_underscores=True)))
+    run_job(main)

@@ -74,10 +74,10 @@ class AlignmentRun:
         recipe: its name, for the report.
         run: the whole description.
         storage: root of the store; scratch directories of Ray Train and W&B live beside the artefacts.
-        until: a stage to stop after; None is the whole run.
+        until: stages to stop after; none is the whole run.
     """
 
-    def __init__(self, recipe: str, run: RunConfig, storage: Path, until: str | None = None) -> None:
+    def __init__(self, recipe: str, run: RunConfig, storage: Path, until: Collection[str] = ()) -> None:
         from pipeline.data.sources import source_digest
         from pipeline.evaluation.scorers import check_scorers
 
@@ -95,7 +95,7 @@ class AlignmentRun:
         self._reference = ModelAt("sft", "model", None) if run.sft.enabled else self._base
         self._policy = ModelAt("align", "model", None)
         planned = plan(self._stages(), library_versions(LIBRARIES))
-        self.planned: dict[str, PlannedStage] = planned if until is None else up_to(planned, until)
+        self.planned: dict[str, PlannedStage] = up_to(planned, until) if until else planned
         self.reused: Collection[str] = ()
         """Stages that were committed before this job; set by the job, shown in the report."""
 
@@ -151,7 +151,7 @@ class AlignmentRun:
             ),
             Stage(
                 "align",
-                2,
+                3,
                 self._align,
                 options={"train": run.train.model_dump(mode="json"), **numerics, **loss},
                 inputs=("tokens", "reference", *reference),
@@ -195,7 +195,7 @@ class AlignmentRun:
             stages.append(
                 Stage(
                     "sft",
-                    1,
+                    2,
                     self._fine_tune,
                     options=run.sft.model_dump(mode="json") | numerics,
                     inputs=("tokens", *base),
@@ -203,7 +203,7 @@ class AlignmentRun:
                 )
             )
         names = tuple(stage.name for stage in stages)
-        described = run.model_dump(mode="json", exclude={"cluster", "checkpoint", "wandb"})
+        described = run.model_dump(mode="json", exclude={"cluster", "checkpoint", "wandb", "sweep"})
         options = {"recipe": self.recipe, "run": described}
         return [*stages, Stage("report", 1, self._report, options=options, inputs=names)]
 
@@ -346,6 +346,11 @@ class AlignmentRun:
             "reference": reference and Path(reference).name,
         }
 
+    @property
+    def published(self) -> Path:
+        """The directory in which a person finds the report of the whole run."""
+        return self.storage / "reports" / f"{self.recipe}-{self.planned['report'].key[:8]}"
+
     def under_way(self) -> bool:
         """Whether a training has left checkpoints from which this run will go on."""
         store = Store(str(self.storage), create=False)
@@ -412,7 +417,7 @@ class AlignmentRun:
             )
         inputs = ReportInputs(
             recipe=self.recipe,
-            config=self.run.model_dump(mode="json"),
+            config=self.run.model_dump(mode="json", exclude={"sweep"}),
             evaluation=_read_json(paths["evaluate"] / "evaluation.json"),
             samples=read_table(paths["evaluate"] / "samples.parquet", ScoredSample),
             metrics=read_jsonl(paths["align"] / "metrics.jsonl"),

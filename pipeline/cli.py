@@ -7,6 +7,7 @@ and error messages are immediate.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import os
@@ -41,6 +42,13 @@ __all__ = ["JobRequest", "parse_job", "resolved_yaml", "run_job"]
 
 DEFAULT_RECIPE = "reviews"
 
+SWEEP = "sweep."
+"""How the options begin that only a sweep takes."""
+PILOT_HELP = (
+    "First try everything on this share of the training groups, then repeat the promising combinations (a share "
+    "sweep.pilot_keep of them) on all."
+)
+
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_UNEXPECTED = 70
@@ -55,17 +63,19 @@ class JobRequest:
     storage: str | None
     dry_run: bool
     run: RunConfig
+    pilot: float | None = None
+    """Of a sweep: share of the training groups to try everything on first."""
 
 
-def parse_job(prog: str, description: str, argv: Sequence[str] | None = None) -> JobRequest:
-    """Parse the arguments of a job (``sys.argv[1:]`` when ``argv`` is None).
+def parse_job(prog: str, description: str, argv: Sequence[str] | None = None, *, sweep: bool = False) -> JobRequest:
+    """Parse the arguments of a job (``sys.argv[1:]`` when ``argv`` is None); only a sweep takes the options of one.
 
     Like every command line parser it ends the process itself: exit code 0 after ``--help``, 2 after one
     ``error: ...`` on stderr that names the option, the problem and the nearest valid spelling.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _parse(prog, description, arguments)
+        return _parse(prog, description, arguments, sweep)
     except ConfigError as error:
         _print_error(f"{error}\nSee {prog} --help")
         raise SystemExit(EXIT_USAGE) from None
@@ -102,22 +112,33 @@ def run_job(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(code)
 
 
-def _parse(prog: str, description: str, arguments: list[str]) -> JobRequest:
+def _parse(prog: str, description: str, arguments: list[str], sweep: bool) -> JobRequest:
     recipe = load_recipe(_recipe_argument(arguments))
-    known = {"recipe", "storage", "dry_run", *options()}
+    own = ["recipe", "storage", "dry_run", *(["pilot"] if sweep else [])]
+    known = {*own, *(name for name in options() if sweep or not name.startswith(SWEEP))}
     if not {"-h", "--help"} & set(arguments):
-        _refuse_unknown(arguments, known)
+        _refuse_unknown(arguments, known, own)
     parsed = tyro.cli(
-        _arguments_type(recipe),
+        _arguments_type(recipe, sweep),
         prog=prog,
         description=f"{description}\n\nAny option of the recipe can be set here. Defaults are those of {recipe.path}.",
         args=arguments,
         use_underscores=True,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    sections = {name: getattr(parsed, name) for name in RunConfig.model_fields}
+    sections = {name: getattr(parsed, name) for name in RunConfig.model_fields if hasattr(parsed, name)}
     overrides = {dotted: _null(value, options()[dotted]) for dotted, value in flat(sections).items()}
-    return JobRequest(recipe.name, parsed.storage, parsed.dry_run, resolve(recipe, overrides))
+    pilot = _share(parsed.pilot) if sweep else None
+    return JobRequest(recipe.name, parsed.storage, parsed.dry_run, resolve(recipe, overrides), pilot)
+
+
+def _share(text: str | None) -> float | None:
+    if text is None:
+        return None
+    with contextlib.suppress(ValueError):
+        if 0 < (share := float(text)) < 1:
+            return share
+    raise ConfigError(f"--pilot: must be a share of the training groups between 0 and 1, such as 0.1, got {text!r}")
 
 
 def _recipe_argument(arguments: Sequence[str]) -> str:
@@ -134,7 +155,7 @@ def _recipe_argument(arguments: Sequence[str]) -> str:
     return name
 
 
-def _refuse_unknown(arguments: Sequence[str], known: set[str]) -> None:
+def _refuse_unknown(arguments: Sequence[str], known: set[str], own: list[str]) -> None:
     """One line per option that does not exist, naming the nearest that does."""
     problems = []
     for argument in arguments:
@@ -143,7 +164,10 @@ def _refuse_unknown(arguments: Sequence[str], known: set[str]) -> None:
         dotted = argument[2:].partition("=")[0].replace("-", "_")
         if dotted in known:
             continue
-        close = difflib.get_close_matches(dotted, ["recipe", "storage", "dry_run"], n=1)
+        if dotted in options():
+            problems.append(f"{argument.partition('=')[0]} belongs to sweep.py: leave it out here")
+            continue
+        close = difflib.get_close_matches(dotted, own, n=1)
         nearest = close[0].replace("dry_run", "dry-run") if close else nearest_option(dotted)
         hint = f", did you mean --{nearest}?" if nearest else ""
         problems.append(f"unknown option {argument.partition('=')[0]}{hint}")
@@ -151,7 +175,7 @@ def _refuse_unknown(arguments: Sequence[str], known: set[str]) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def _arguments_type(recipe: Recipe) -> Any:
+def _arguments_type(recipe: Recipe, sweep: bool) -> Any:
     """The type tyro parses: the job's own options, then the recipe's, each absent unless it was given.
 
     Values stay text here: `pipeline.recipes.resolve` validates them together with the recipe's.
@@ -163,7 +187,11 @@ def _arguments_type(recipe: Recipe) -> Any:
         ("storage", Annotated[str | None, _help(storage_help, "PATH", "(default: chosen by the job)")], None),
         ("dry_run", Annotated[bool, _help("Print the resolved run and what it would execute.", None, "")], False),
     ]
-    sections = list(_section_types(RunConfig, recipe.values).items())
+    if sweep:
+        own.append(("pilot", Annotated[str | None, _help(PILOT_HELP, "SHARE", "(default: none)")], None))
+    sections = [
+        (name, of) for name, of in _section_types(RunConfig, recipe.values).items() if sweep or f"{name}." != SWEEP
+    ]
     return make_dataclass("Job", own + sections, kw_only=True)
 
 

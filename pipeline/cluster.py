@@ -238,6 +238,17 @@ def shortage(
     return None
 
 
+def runs_that_fit(nodes: Sequence[Mapping[str, float]], config: ClusterConfig, reference_threads: int = 1) -> int:
+    """For how many runs side by side there is room, each with all its workers, or with one actor at least; pure.
+
+    A run holds workers or actors, never both, and its workers are placed all at once: so many runs cannot keep each
+    other from going on.
+    """
+    worker = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+    actor = {"CPU": max(config.cpus_per_actor, reference_threads), "GPU": config.gpus_per_actor}
+    return min(places(nodes, worker) // config.num_workers, places(nodes, actor))
+
+
 def places(nodes: Iterable[Mapping[str, float]], needs: Mapping[str, float]) -> int:
     """How many workers or actors with these needs fit on the nodes, each of them on one node; pure.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -103,9 +103,9 @@ def plan(stages: Sequence[Stage], versions: Mapping[str, str]) -> dict[str, Plan
     return planned
 
 
-def up_to(planned: Mapping[str, PlannedStage], name: str) -> dict[str, PlannedStage]:
-    """A stage and everything that it needs, in the same order."""
-    needed: set[str] = {name}
+def up_to(planned: Mapping[str, PlannedStage], names: Collection[str]) -> dict[str, PlannedStage]:
+    """Some stages and everything that they need, in the same order."""
+    needed = set(names)
     for other, item in reversed(list(planned.items())):
         if other in needed:
             needed.update(item.stage.inputs)

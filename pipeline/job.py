@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ def align(request: JobRequest) -> int:
         console.line(f"policy:  {result['align'].path / 'model'}")
         console.line(f"report:  {directory / 'report.html'}")
 
-    return _run(request, "align", "alignment", None, finish)
+    return _run(request, "align", "alignment", (), finish)
 
 
 def reference(request: JobRequest) -> int:
@@ -43,10 +44,31 @@ def reference(request: JobRequest) -> int:
     def finish(run: AlignmentRun, result: dict[str, Artifact], console: Console) -> None:
         console.line(f"cache: {run.cache_place(result['reference'])}")
 
-    return _run(request, "reference", "reference pass", "reference", finish)
+    return _run(request, "reference", "reference pass", ("reference",), finish)
 
 
-def _run(request: JobRequest, job: str, title: str, until: str | None, finish: Finish) -> int:
+def _run(request: JobRequest, job: str, title: str, until: Collection[str], finish: Finish) -> int:
+    storage = storage_of(request)
+    if request.dry_run:
+        switch_off_bars()
+        _describe(request, storage, until)
+        return 0
+    with opened(request, storage, job, title) as (store, console):
+        from pipeline.align import AlignmentRun
+
+        run = AlignmentRun(recipe_name(request), request.run, storage, until)
+        result = execute_run(run, store, console)
+        run.remove_checkpoints()
+        finish(run, result, console)
+    return 0
+
+
+def storage_of(request: JobRequest) -> Path:
+    """The directory that a job works in.
+
+    Raises:
+        ConfigError: for a URL.
+    """
     from pipeline.cluster import default_storage
 
     root = request.storage or default_storage()
@@ -55,29 +77,35 @@ def _run(request: JobRequest, job: str, title: str, until: str | None, finish: F
             f"--storage: {root!r} is a URL; give a directory that every node of the cluster sees "
             "(--reference.root takes a URL for the reference caches)"
         )
-    storage = Path(root).expanduser().resolve()
-    if request.dry_run:
-        switch_off_bars()
-        _describe(request, storage, until)
-        return 0
+    return Path(root).expanduser().resolve()
 
+
+@contextlib.contextmanager
+def opened(request: JobRequest, storage: Path, job: str, title: str) -> Iterator[tuple[Store, Console]]:
+    """The store and the console of a job that runs, with what libraries say sent to its log."""
     from pipeline.artifacts import Store
 
     store = Store(str(storage))
-    log_path = storage / "logs" / f"{job}-{datetime.now():%Y%m%d-%H%M%S}.log"
+    log_path = storage / "logs" / f"{job}-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
     quiet_libraries(log_path)
     with Console(log_path) as console:
-        console.line(f"Ra-DPO {title}: recipe {_name(request)}, storage {storage}")
-        from pipeline.align import AlignmentRun
-
-        run = AlignmentRun(_name(request), request.run, storage, until)
-        result = _execute(run, store, console)
-        run.remove_checkpoints()
-        finish(run, result, console)
-    return 0
+        console.line(f"Ra-DPO {title}: recipe {recipe_name(request)}, storage {storage}")
+        yield store, console
 
 
-def _execute(run: AlignmentRun, store: Store, console: Console) -> dict[str, Artifact]:
+def execute_run(run: AlignmentRun, store: Store, console: Console) -> dict[str, Artifact]:
+    """Run what is missing of a run; Ray is started, or joined, only when something is."""
+    from pipeline.graph import execute
+
+    have = begin_run(run, store, console)
+    if len(have) == len(run.planned):
+        return have
+    with joined(run, console):
+        return execute(run.planned, store, console, have)
+
+
+def begin_run(run: AlignmentRun, store: Store, console: Console) -> dict[str, Artifact]:
+    """What of a run can be done without Ray: find what is there, refuse what cannot fit, prepare the data."""
     from pipeline.graph import execute, reuse
     from pipeline.places import Place
     from pipeline.reference.location import write_problem
@@ -87,17 +115,23 @@ def _execute(run: AlignmentRun, store: Store, console: Console) -> dict[str, Art
     if len(have) < len(run.planned):
         _require_room(run, store, have)
     caches = Place(run.run.reference.root) if run.run.reference.root is not None else None
-    if caches is not None and "reference" not in have:
+    if caches is not None and "reference" not in have and "reference" in run.planned:
         caches.names()  # an unreachable place is refused before anything is spent
         if problem := write_problem(caches):
             console.line(f"note: {problem}; only a finished cache that is there already will do")
     if "data" not in have:
         # Faults of the data are the commonest ones: find them before a cluster is started or joined.
         have |= execute({"data": run.planned["data"]}, store, console, {})
-    if len(have) == len(run.planned):
-        return have
-    from pipeline.cluster import check_visible, connected
+    return have
 
+
+@contextlib.contextmanager
+def joined(run: AlignmentRun, console: Console) -> Iterator[None]:
+    """Ray, for what is left of a run."""
+    from pipeline.cluster import check_visible, connected
+    from pipeline.places import Place
+
+    caches = Place(run.run.reference.root) if run.run.reference.root is not None else None
     # A training under way may have lost nodes, and goes on with fewer workers; a cluster that grows is asked for all.
     fixed = not run.run.cluster.autoscaling
     least = run.run.cluster.min_workers if fixed and run.under_way() else None
@@ -105,7 +139,7 @@ def _execute(run: AlignmentRun, store: Store, console: Console) -> dict[str, Art
         console.line(described)
         if caches is not None and caches.is_local:
             check_visible(Path(caches.root), "--reference.root")
-        return execute(run.planned, store, console, have)
+        yield
 
 
 def _require_room(run: AlignmentRun, store: Store, have: Mapping[str, Artifact]) -> None:
@@ -120,7 +154,7 @@ def _require_room(run: AlignmentRun, store: Store, have: Mapping[str, Artifact])
     require_room(run.run, run.planned, store, run.storage, counts, model, reference_there_bytes=there)
 
 
-def _name(request: JobRequest) -> str:
+def recipe_name(request: JobRequest) -> str:
     """The recipe's name, for one given as a path too."""
     return Path(request.recipe).stem
 
@@ -130,7 +164,7 @@ def _publish(run: AlignmentRun, request: JobRequest, result: dict[str, Artifact]
     from pipeline.refusals import explained
 
     report = result["report"]
-    directory = run.storage / "reports" / f"{run.recipe}-{report.key[:8]}"
+    directory = run.published
     with explained(f"{directory} cannot be written"):
         directory.parent.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=directory.parent) as temporary:
@@ -147,12 +181,12 @@ def _publish(run: AlignmentRun, request: JobRequest, result: dict[str, Artifact]
     return directory
 
 
-def _describe(request: JobRequest, storage: Path, until: str | None) -> None:
+def _describe(request: JobRequest, storage: Path, until: Collection[str]) -> None:
     from pipeline.align import AlignmentRun
     from pipeline.artifacts import Store
     from pipeline.describe import describe
 
-    run, store = AlignmentRun(_name(request), request.run, storage, until), Store(str(storage), create=False)
+    run, store = AlignmentRun(recipe_name(request), request.run, storage, until), Store(str(storage), create=False)
     have: dict[str, Artifact] = {}
     for name, item in run.planned.items():
         if name in ("base", "tokens", "sft"):

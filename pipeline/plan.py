@@ -208,7 +208,8 @@ def sft_steps(run: RunConfig, counts: TokenCounts) -> int:
 
 def align_steps(run: RunConfig, counts: TokenCounts) -> int:
     """Optimiser steps of alignment: all epochs, a short last batch included, or ``train.max_steps``."""
-    steps = run.train.epochs * math.ceil(counts.pairs["train"] / run.train.batch_size)
+    pairs = counts.pairs["train"] * run.train.data_fraction  # about: whole groups are taken
+    steps = run.train.epochs * math.ceil(pairs / run.train.batch_size)
     return min(steps, run.train.max_steps or steps)
 
 

@@ -12,13 +12,14 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, SweepConfig
 from pipeline.errors import ConfigError
 
 RECIPES = Path(__file__).resolve().parent.parent / "jobs" / "recipes"
@@ -101,12 +102,13 @@ def resolve(recipe: Recipe, overrides: Mapping[str, Any]) -> RunConfig:
     except ValidationError as error:
         places = {dotted: f"{recipe.path.name}, line {line}" for dotted, line in recipe.lines.items()}
         places |= {dotted: f"--{dotted}" for dotted in overrides}
-        raise ConfigError("\n".join(_describe(problem, places) for problem in error.errors())) from error
+        raise ConfigError("\n".join(described(problem, places) for problem in error.errors())) from error
 
 
 def resolved_yaml(run: RunConfig) -> str:
     """The run with every default filled in, as YAML that is itself a recipe for the same run."""
-    return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    none = {"sweep"} if run.sweep == SweepConfig() else set()
+    return yaml.safe_dump(run.model_dump(mode="json", exclude=none), sort_keys=False, allow_unicode=True, width=100)
 
 
 def options(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, FieldInfo]:
@@ -190,7 +192,7 @@ def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, dict) else value for key, value in values.items()}
 
 
-def _describe(problem: Any, places: Mapping[str, str]) -> str:
+def described(problem: Any, places: Mapping[str, str] = MappingProxyType({})) -> str:
     """One pydantic error as one line: option, problem, what it got, and what set it."""
     if problem["type"] == "value_error":
         # Checks over several options name them in their own message (pipeline.config).

@@ -1,16 +1,20 @@
-"""Which rows form which batch: a pure function of (seed, epoch, index), never of worker count or history.
+"""Which rows are trained on, and which form which batch.
 
-A run that is resumed, or that goes on with another number of workers, therefore sees exactly the batches
-that an uninterrupted run would have seen.
+A batch is a pure function of (seed, epoch, index), never of worker count or history. A run that is resumed, or that
+goes on with another number of workers, therefore sees exactly the batches that an uninterrupted run would have seen.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.records import PairTokens
 
 
 def num_batches(num_rows: int, batch_size: int) -> int:
@@ -28,6 +32,16 @@ def global_batch(num_rows: int, batch_size: int, seed: int, epoch: int, index: i
         raise IndexError(f"batch {index} of {num_batches(num_rows, batch_size)}")
     batch = _permutation(num_rows, seed, epoch)[index * batch_size : (index + 1) * batch_size]
     return [int(row) for row in batch]
+
+
+def share_of_groups(pairs: Sequence[PairTokens], fraction: float) -> list[PairTokens]:
+    """The pairs of a share of their groups, whole groups, at least one; in their order.
+
+    The hash of a group's name decides, so that a smaller share is part of a larger one.
+    """
+    groups = sorted({pair.group for pair in pairs}, key=lambda name: hashlib.sha256(name.encode()).digest())
+    kept = set(groups[: max(1, round(fraction * len(groups)))])
+    return [pair for pair in pairs if pair.group in kept]
 
 
 def shard(batch: list[int], rank: int, world_size: int, micro_batch_size: int) -> list[list[int | None]]:

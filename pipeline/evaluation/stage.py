@@ -23,7 +23,7 @@ def _device(cluster: ClusterConfig) -> Any:
 
     if cluster.gpus_per_actor > 0:
         return torch.device("cuda")
-    torch.set_num_threads(cluster.cpus_per_actor)
+    torch.set_num_threads(max(1, int(cluster.cpus_per_actor)))
     return torch.device("cpu")
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,38 +11,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pipeline.report.drawing import FIRST, INK, MUTED, STYLE, Chart, to_svg
 from pipeline.report.inputs import Row
 
-INK, MUTED, FIRST, SECOND, TAIL = "#1c2430", "#6b7480", "#1f5fa8", "#c2571a", "#7d1d1d"
-BODY = "#b9c6d6"
+TAIL, BODY = "#7d1d1d", "#b9c6d6"
 _MAX_POINTS = 400
 _SIZE = (4.6, 2.7)
-_STYLE = {
-    "svg.hashsalt": "report",
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e8ee",
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "text.color": INK,
-    "lines.linewidth": 1.6,
-}
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One figure of the report: its SVG element, its title and a sentence on how to read it."""
-
-    title: str
-    caption: str
-    svg: str
 
 
 @dataclass(frozen=True)
@@ -68,7 +40,7 @@ def curve_chart(
     drawn = [(line, points) for line in lines if (points := _points(rows, line))]
     if not drawn:
         return None
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()
         for line, points in drawn:
@@ -90,7 +62,7 @@ def curve_chart(
         axes.yaxis.set_major_locator(MaxNLocator(5))
         if len(drawn) > 1 or level:
             axes.legend(frameon=False, fontsize=8.5)
-        return Chart(title, caption, _svg(figure, title))
+        return Chart(title, caption, to_svg(figure, title))
 
 
 def score_chart(
@@ -112,7 +84,7 @@ def score_chart(
     in_tail = max(1, round(len(ordered) * tail_fraction))
     edges = score_bins(limits)
     weight = 1.0 / len(ordered)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()
         parts = [ordered[:in_tail], ordered[in_tail:]]
@@ -134,7 +106,7 @@ def score_chart(
         axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         figure.legend(frameon=False, fontsize=8.5, ncols=2, loc="outside upper center")
         caption = f"{len(ordered)} outputs; dark: the worst {tail_fraction:.0%}; dashed: their mean (CVaR)."
-        return Chart(title, caption, _svg(figure, title))
+        return Chart(title, caption, to_svg(figure, title))
 
 
 def score_bins(limits: tuple[float, float]) -> np.ndarray:
@@ -157,19 +129,3 @@ def _points(rows: Sequence[Row], line: Line) -> list[tuple[float, float]]:
         return finite
     # A long run is drawn as means over equal stretches, which hides no trend and keeps the page small.
     return [tuple(np.mean(part, axis=0).tolist()) for part in np.array_split(np.array(finite), _MAX_POINTS)]
-
-
-def _svg(figure: Figure, title: str) -> str:
-    """The figure as one <svg> element without prolog, metadata or ids that another chart could share."""
-    buffer = io.StringIO()
-    none = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", metadata=none, transparent=True)
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    prefix = re.sub(r"\W+", "-", title.lower()).strip("-")
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    text = re.sub(r'href="#', f'href="#{prefix}-', text)
-    text = text.replace("url(#", f"url(#{prefix}-")
-    label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    text = re.sub(r"<svg\b", f'<svg role="img" aria-label="{label}"', text, count=1)
-    return re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)

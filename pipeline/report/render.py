@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.catalogue import MEASURES
 from pipeline.report import view
-from pipeline.report.charts import FIRST, SECOND, Chart, Line, curve_chart, score_bins, score_chart
+from pipeline.report.charts import Line, curve_chart, score_bins, score_chart
+from pipeline.report.drawing import FIRST, SECOND, Chart
 from pipeline.report.inputs import ReportInputs
+from pipeline.report.page import fill
 from pipeline.report.summary import strict
 from pipeline.report.tokens import risk_scale, token_views
 
 TEMPLATE = "report.html.j2"
-_PICTURED = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
-# Unpaired surrogates cannot be stored as UTF-8; direction overrides could make a text read as another one.
-_UNSAFE = re.compile("[\x80-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 
 
 def render(inputs: ReportInputs) -> str:
@@ -31,52 +28,30 @@ def render(inputs: ReportInputs) -> str:
     compared, single = view.pair_figures(evaluation["pairs"])
     stage_rows, total = view.stage_table(inputs.stages)
     splits = (view.without_dropped(inputs.data_stats), view.without_dropped(inputs.token_stats))
-    text = (
-        _environment()
-        .get_template(TEMPLATE)
-        .render(
-            recipe=inputs.recipe,
-            method=_method(inputs.config),
-            evaluation=evaluation,
-            verdict=evaluation["verdict"],
-            badge=_badge(evaluation["verdict"]),
-            figures=view.key_figures(evaluation),
-            pair_compared=compared,
-            pair_single=single,
-            score_charts=_score_charts(inputs),
-            training_charts=_training_charts(inputs),
-            tokens=token_views(inputs.samples, evaluation["primary_scorer"]),
-            legend=risk_scale(inputs.samples).legend(),
-            split_rows=view.split_table(*splits),
-            data_rows=[*view.other_table(splits[0]), *view.other_table(splits[1])],
-            dropped_rows=view.dropped_table(("reading", inputs.data_stats), ("tokenising", inputs.token_stats)),
-            notes=inputs.notes,
-            stage_rows=stage_rows,
-            total=total,
-            stages=inputs.stages,
-            versions=inputs.versions,
-            config_yaml=yaml.safe_dump(strict(inputs.config), sort_keys=False, allow_unicode=True, width=100),
-        )
+    return fill(
+        TEMPLATE,
+        recipe=inputs.recipe,
+        method=_method(inputs.config),
+        evaluation=evaluation,
+        verdict=evaluation["verdict"],
+        badge=_badge(evaluation["verdict"]),
+        figures=view.key_figures(evaluation),
+        pair_compared=compared,
+        pair_single=single,
+        score_charts=_score_charts(inputs),
+        training_charts=_training_charts(inputs),
+        tokens=token_views(inputs.samples, evaluation["primary_scorer"]),
+        legend=risk_scale(inputs.samples).legend(),
+        split_rows=view.split_table(*splits),
+        data_rows=[*view.other_table(splits[0]), *view.other_table(splits[1])],
+        dropped_rows=view.dropped_table(("reading", inputs.data_stats), ("tokenising", inputs.token_stats)),
+        notes=inputs.notes,
+        stage_rows=stage_rows,
+        total=total,
+        stages=inputs.stages,
+        versions=inputs.versions,
+        config_yaml=yaml.safe_dump(strict(inputs.config), sort_keys=False, allow_unicode=True, width=100),
     )
-    return _UNSAFE.sub("\ufffd", text)
-
-
-def visible(value: Any) -> str:
-    """Text with its control characters replaced by their visible pictures; line breaks and tabs stay."""
-    return str(value).replace("\r\n", "\n").translate(_PICTURED)
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("pipeline.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: value if hasattr(value, "__html__") else visible(value),
-    )
-    environment.filters["number"] = view.number
-    return environment
 
 
 def _badge(verdict: dict[str, Any]) -> tuple[str, str]:

@@ -76,7 +76,7 @@ def key_figures(evaluation: Mapping[str, Any]) -> list[FigureRow]:
     if evaluation.get("loss_avoided_per_1000"):
         loss = evaluation["loss_avoided_per_1000"]
         name = f"Expected loss avoided per 1,000 outputs ({evaluation['cost_per_incident']:g} per incident)"
-        rows.append(FigureRow(name, ("", ""), ("", ""), estimate(loss, ",.0f"), *_reading(loss, True)))
+        rows.append(FigureRow(name, ("", ""), ("", ""), estimate(loss, ",.0f"), *reading(loss, True)))
     for name, other in evaluation["scorers"].items():
         if name == primary:
             continue
@@ -182,10 +182,10 @@ def _compared(
     difference = estimate(sides["difference"], f"+{form}")
     # A difference of two shares is in percentage points; "−1.6%" could be read as a relative change.
     difference = difference[0].replace("%", " pp"), difference[1].replace("%", " pp")
-    return FigureRow(name, reference, policy, difference, *_reading(sides["difference"], larger_is_better))
+    return FigureRow(name, reference, policy, difference, *reading(sides["difference"], larger_is_better))
 
 
-def _reading(difference: Estimate | None, larger_is_better: bool | None) -> tuple[str, bool | None]:
+def reading(difference: Estimate | None, larger_is_better: bool | None) -> tuple[str, bool | None]:
     """What the difference's interval allows to say, in words."""
     if difference is None or difference.get("low") is None or difference.get("high") is None:
         return "no interval", None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.selection.judged import Setting
-from pipeline.selection.tolerance import Tolerance
+from pipeline.config import Tolerance
 
 _DIGITS = 9
 """Figures that agree to so many digits are a tie; it goes to the one that drifted less."""
 _OUTPUTS = 1000
+_FAR_BELOW = 1e9
+"""Below every score and every cost."""
 _TAIL = "worst outputs {} below the reference's (tail_drop)"
 _DRIFT = "drift {} nats (max_drift)"
 _INCIDENTS = "share of incidents {} (max_incidents)"
@@ -63,6 +66,25 @@ def _above(setting: Setting, name: str, sign: int, limit: float | None, whole: b
     else:
         held = sign * end
     return [words.format(f"{'up to ' if whole else ''}{held:.4g}") + f", at most {limit:g}"] if held > limit else []
+
+
+def objective(setting: Setting, tolerance: Tolerance) -> float:
+    """One number for a search, more is better: what is chosen by among those that keep every limit, and far below
+    that, by how much the limits are exceeded."""
+    over = math.fsum(_excess(setting, tolerance))
+    if over > 0 or (setting.decayed and not tolerance.allow_decayed):
+        return -_FAR_BELOW * (1 + over)
+    return _worth(setting, tolerance)[0]
+
+
+def _excess(setting: Setting, tolerance: Tolerance) -> Iterator[float]:
+    """By how much every limit is exceeded, in parts of it (or as it is, for a limit of nothing)."""
+    limits = (("tail_gain", -1, tolerance.tail_drop), ("drift", 1, tolerance.max_drift))
+    for name, sign, limit in (*limits, ("incidents", 1, tolerance.max_incidents)):
+        if limit is not None:
+            figure = setting.figure(name)
+            end = (figure.high if sign > 0 else figure.low) if tolerance.whole_interval else figure.value
+            yield 1.0 if end is None else max(0.0, sign * end - limit) / (limit or 1.0)
 
 
 def expected_cost(setting: Setting, cost_per_incident: float) -> float:

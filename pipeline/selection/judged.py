@@ -27,8 +27,8 @@ class Figure:
     high: float | None
 
 
-FIGURES = ("mean", "mean_gain", "tail", "tail_gain", "incidents", "drift", "reward_accuracy")
-"""Average score and that of the worst outputs, each of the policy and above the reference's; share of incidents;
+FIGURES = ("mean", "mean_gain", "tail", "tail_gain", "incidents", "incidents_gain", "drift", "reward_accuracy")
+"""Average score, that of the worst outputs and the share of incidents, each of the policy and above the reference's;
 sequential KL on held-out chosen responses in nats; share of held-out pairs that the policy prefers as people do."""
 
 
@@ -82,6 +82,7 @@ def read_run(path: Path) -> Run:
             "tail": policy["tail_mean"],
             "tail_gain": gain["tail_mean"],
             "incidents": policy["incident_share"],
+            "incidents_gain": gain["incident_share"],
             "drift": pairs["chosen_risk"]["kl"],
             "reward_accuracy": pairs["reward_accuracy"],
         }

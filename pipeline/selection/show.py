@@ -12,7 +12,7 @@ from rich.table import Table
 
 from pipeline.selection.choose import Choice, expected_cost
 from pipeline.selection.judged import FIGURES, SEED, Figure, Setting, differing
-from pipeline.selection.tolerance import Tolerance
+from pipeline.config import Tolerance
 
 
 def show(settings: Sequence[Setting], choice: Choice, tolerance: Tolerance, console: Console) -> None:
@@ -53,7 +53,7 @@ def command(setting: Setting) -> str:
 def as_json(settings: Sequence[Setting], choice: Choice, tolerance: Tolerance) -> dict[str, Any]:
     """Everything that was looked at, and the choice."""
     return {
-        "tolerance": asdict(tolerance),
+        "tolerance": tolerance.model_dump(),
         "judged_by": dict(settings[0].runs[0].judged_by),
         "chosen": choice.best,
         "runner_up": choice.runner_up,

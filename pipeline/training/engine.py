@@ -139,7 +139,7 @@ class Engine:
             if index:
                 self._engine.step()  # not a boundary: DeepSpeed only counts the micro-batch
             loss, metrics = self._engine(self._to_device(batch), task)
-            sums += torch.cat([metrics.detach().float(), loss.detach().float().reshape(1)])
+            sums += torch.cat([metrics.detach().float().sum(dim=0), loss.detach().float().reshape(1)])
             self._engine.backward(loss * scale)
         torch.distributed.all_reduce(sums)
         grad_norm = self._gradient_norm()
@@ -193,19 +193,20 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Iterable[Batch], task: Task) -> Tensor:
-        """Metric sums over this rank's micro-batches and all ranks (every rank brings the same number).
+        """Metrics of every row of this rank's micro-batches and of all ranks' ``[rows, len(task.metric_names)]`` (every
+        rank brings the same number), zeros for padding.
 
         Raises:
-            TrainingError: on every rank, when a sum is not finite.
+            TrainingError: on every rank, when one is not finite.
         """
         self._engine.eval()
-        sums = torch.zeros(len(task.metric_names), device=self.device)
-        for batch in micro_batches:
-            sums += self._engine(self._to_device(batch), task)[1].float()
-        torch.distributed.all_reduce(sums)
-        if not bool(torch.isfinite(sums).all()):
+        mine = torch.cat([self._engine(self._to_device(batch), task)[1].float() for batch in micro_batches])
+        everyone = [torch.empty_like(mine) for _ in range(self.world_size)]
+        torch.distributed.all_gather(everyone, mine)
+        rows = torch.cat(everyone)
+        if not bool(torch.isfinite(rows).all()):
             raise TrainingError("a validation metric is not finite: training diverged; lower train.optim.lr")
-        return sums
+        return rows
 
     def _to_device(self, batch: Batch) -> dict[str, Tensor]:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}

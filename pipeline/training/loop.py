@@ -27,6 +27,10 @@ from pipeline.training.state import LoopState
 from pipeline.training.task import Batch, Task
 
 
+TAIL = 0.1
+"""Share of the validation rows that count as the worst."""
+
+
 @dataclass(frozen=True)
 class LoopPlan:
     """How long and in what steps to train."""
@@ -167,7 +171,8 @@ def _batches(engine: Engine, task: Task, plan: LoopPlan, first: int) -> Iterator
 
 
 def evaluate(engine: Engine, task: Task, plan: LoopPlan, alive: Callable[[], None]) -> dict[str, float]:
-    """Metrics over all rows of a task, three micro-batches in memory at a time."""
+    """Metrics over all rows of a task, and means over the worst `TAIL` of them; three micro-batches in memory at a
+    time."""
     rows = list(range(task.num_rows))
     mine = shard(rows, engine.rank, engine.world_size, plan.micro_batch_size)
 
@@ -176,7 +181,18 @@ def evaluate(engine: Engine, task: Task, plan: LoopPlan, alive: Callable[[], Non
             alive()
             yield batch
 
-    return _means(task, engine.evaluate(batches(), task), task.normaliser(rows))
+    columns = engine.evaluate(batches(), task)
+    counted = columns[columns[:, -1] > 0]
+    worst = {
+        name: sign * worst_mean(sign * counted[:, task.metric_names.index(column)])
+        for name, (column, sign) in task.tails.items()
+    }
+    return _means(task, columns.sum(dim=0), task.normaliser(rows)) | worst
+
+
+def worst_mean(values: Tensor) -> float:
+    """Mean of the largest `TAIL` of the values ``[N]``, at least of one."""
+    return values.topk(max(1, round(TAIL * len(values)))).values.mean().item()
 
 
 def _means(task: Task, sums: Tensor, normaliser: float) -> dict[str, float]:

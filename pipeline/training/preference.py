@@ -57,6 +57,9 @@ class PreferenceTask:
         if loss.method in SEQUENTIAL_METHODS:
             names.append("implicit_reward_accuracy")
         self.metric_names = (*names, "pairs")
+        self.tails = {"worst_reward_margin": ("reward_margin", -1)}
+        if reference.has_law:
+            self.tails["worst_chosen_kl"] = ("chosen_kl", 1)
 
     def normaliser(self, rows: Sequence[int]) -> float:
         return float(len(rows))
@@ -103,5 +106,4 @@ class PreferenceTask:
             columns["chosen_kl"], columns["rejected_kl"] = scores.kl.chunk(2)
             columns["chosen_risk"], columns["rejected_risk"] = chosen_risk, rejected_risk = scores.risk.chunk(2)
             columns["implicit_reward_accuracy"] = (margin + chosen_risk - rejected_risk > 0).to(margin)
-        sums = torch.stack([(columns[name] * weight).sum() for name in self.metric_names])
-        return scores.loss, sums
+        return scores.loss, torch.stack([columns[name] * weight for name in self.metric_names], dim=1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ class SFTTask:
     """Next-token prediction on responses, or on prompts too (``loss_on: all``)."""
 
     metric_names: tuple[str, ...] = ("loss", "tokens")
+    tails: Mapping[str, tuple[str, int]] = MappingProxyType({})
 
     def __init__(self, rows: Sequence[TextTokens], config: SFTConfig, pad_id: int, head_block_bytes: int) -> None:
         self._rows = rows
@@ -50,8 +52,7 @@ class SFTTask:
         logps = sequence_logps(
             hidden, head, batch["labels"], batch["mask"], block_bytes=self._block_bytes, check_finite=False
         )
-        loss = -logps.sum()
-        return loss, torch.stack([loss.detach(), batch["mask"].sum().to(loss)])
+        return -logps.sum(), torch.stack([-logps.detach(), batch["mask"].sum(dim=1).to(logps)], dim=1)
 
 
 def total_steps(rows: Sequence[TextTokens], config: SFTConfig) -> int:

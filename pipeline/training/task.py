@@ -18,6 +18,9 @@ class Task(Protocol):
 
     num_rows: int
     metric_names: tuple[str, ...]
+    tails: Mapping[str, tuple[str, int]]
+    """Metrics of the worst rows of a validation: name to (a column of the objective, 1 where large is bad and -1 where
+    small is)."""
 
     def normaliser(self, rows: Sequence[int]) -> float:
         """What the summed loss of a *global* batch is divided by (pairs, tokens); worker count never enters."""
@@ -29,4 +32,5 @@ class Task(Protocol):
         """One micro-batch; None is padding with weight zero."""
 
     def objective(self, hidden: Tensor, head: Head, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Summed loss (scalar) and sums of the metrics ``[len(metric_names)]`` over the micro-batch's rows."""
+        """Summed loss (scalar) and the metrics of every row ``[rows, len(metric_names)]``, zeros for padding; the last
+        column is what a row counts in the `normaliser`."""

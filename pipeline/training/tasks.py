@@ -11,7 +11,7 @@ from pipeline.training.spec import TrainSpec
 
 def tasks_and_plan(spec: TrainSpec, run: RunConfig, pad_id: int, device: Any, dtype: Any) -> Any:
     """The tasks and the plan of a spec: (training task, validation task or None, `LoopPlan`)."""
-    from pipeline.data.order import num_batches
+    from pipeline.data.order import num_batches, share_of_groups
     from pipeline.data.tables import read_table
     from pipeline.models.contents import tokenizer_contents
     from pipeline.models.load import vocabulary_size
@@ -37,6 +37,8 @@ def tasks_and_plan(spec: TrainSpec, run: RunConfig, pad_id: int, device: Any, dt
     num_rows = 0
     for split in ("train", "validation"):
         pairs = read_table(tokens / f"{split}.parquet", PairTokens)
+        if split == "train":
+            pairs = share_of_groups(pairs, train.data_fraction)
         tasks.append(PreferenceTask(pairs, reference.rows(split, pairs), run.loss, run.risk, pad_id, block))
         num_rows = num_rows or len(pairs)
     steps = train.epochs * num_batches(num_rows, train.batch_size)

@@ -44,7 +44,7 @@ def work(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     config["relay"].join.remote(ray.get_runtime_context().current_actor)
     if device.type == "cpu":
-        torch.set_num_threads(run.cluster.cpus_per_worker)
+        torch.set_num_threads(max(1, int(run.cluster.cpus_per_worker)))
     engines.prepare_process(device)
     tokenizer = load_tokenizer(Path(spec.model_dir))
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

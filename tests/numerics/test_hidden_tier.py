@@ -45,11 +45,11 @@ def test_loss_and_gradients_of_a_live_reference(tmp_path: Path, method: str, mov
     task = PreferenceTask(pairs, reader, loss, risk, tiny.PAD, 50_000)
 
     order = [3, 0, None, 5, 1]
-    total, sums = PolicyWithObjective(policy)(task.collate(order), task)
+    total, columns = PolicyWithObjective(policy)(task.collate(order), task)
     (total / 4).backward()
     expected = tiny.plain_loss(plain, reference, [pairs[row] for row in order if row is not None], loss, risk)
     assert total.item() / 4 == pytest.approx(expected.item(), abs=1e-5)
-    metrics = dict(zip(task.metric_names, sums.tolist(), strict=True))
+    metrics = dict(zip(task.metric_names, columns.sum(dim=0).tolist(), strict=True))
     assert metrics["pairs"] == 4
     if not moved:
         assert total.item() / 4 == pytest.approx(math.log(2), abs=1e-5)

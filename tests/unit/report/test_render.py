@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.records import ScoredSample
 from pipeline.report.inputs import ReportInputs
-from pipeline.report.render import render, visible
+from pipeline.report.page import visible
+from pipeline.report.render import render
 from pipeline.report.tokens import Scale, risk_scale, token_views
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}

@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError, EvaluationError
 from pipeline.selection.choose import broken, choose, expected_cost, front
 from pipeline.selection.judged import FIGURES, Figure, Run, Setting, differing, read_run, settings_of
 from pipeline.selection.show import as_json, command, show
-from pipeline.selection.tolerance import Tolerance
+from pipeline.config import Tolerance
 
 JUDGED_BY = {"evaluation.seeds": [0], "prompts": "p", "reference": "r"}
 

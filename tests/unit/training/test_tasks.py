@@ -74,8 +74,8 @@ class LiveReference:
 def objective(task: Task, model: nn.Module, rows: list[int | None]) -> tuple[Tensor, dict[str, float]]:
     batch = task.collate(rows)
     hidden = final_hidden(model, batch["input_ids"], batch["attention_mask"])
-    loss, sums = task.objective(hidden, output_head(model), batch)
-    return loss, dict(zip(task.metric_names, sums.tolist(), strict=True))
+    loss, columns = task.objective(hidden, output_head(model), batch)
+    return loss, dict(zip(task.metric_names, columns.sum(dim=0).tolist(), strict=True))
 
 
 def preference(model: nn.Module, method: str = "ra_dpo2", tier: str = "hidden") -> PreferenceTask:

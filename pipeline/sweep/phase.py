@@ -1,0 +1,206 @@
+"""One round of trials: what they share is computed once, then they run side by side and leave their outcomes."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.align import AlignmentRun
+from pipeline.checkpoints.directory import RunDirectory
+from pipeline.checkpoints.layout import METRICS
+from pipeline.config import RunConfig, SweepConfig
+from pipeline.console import duration
+from pipeline.digests import digest_json
+from pipeline.errors import ClusterError
+from pipeline.job import begin_run, joined
+from pipeline.selection.choose import objective
+from pipeline.selection.judged import Setting, read_run
+from pipeline.sweep.outcomes import Outcome, TrialFiles, last_error, settled
+from pipeline.sweep.search import ListSearch, OptunaSearch, Search
+from pipeline.sweep.space import Trial
+
+if TYPE_CHECKING:
+    from pipeline.artifacts import Store
+    from pipeline.console import Console
+
+SHARED = ("reference", "sample_reference")
+"""The last stages that all trials share."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A trial and how it ended."""
+
+    trial: Trial
+    outcome: Outcome
+
+
+class Phase:
+    """Trials of one base run.
+
+    Args:
+        recipe: its name.
+        base: what the trials share; its ``evaluation.split`` is what they are judged by.
+        trials: those to run, in this order; None lets Optuna find them as it goes.
+    """
+
+    def __init__(
+        self, recipe: str, base: RunConfig, sweep: SweepConfig, storage: Path, trials: Sequence[Trial] | None
+    ) -> None:
+        self._recipe, self._base, self._sweep, self._storage, self._trials = recipe, base, sweep, storage, trials
+        self.directory = storage / "sweeps" / f"{recipe}-{self._key()[:8]}"
+        self._shared = AlignmentRun(recipe, base, storage, SHARED)
+
+    def _key(self) -> str:
+        """What the numbers of the trials mean: the same trials again find their outcomes."""
+        stop = self._sweep.model_dump(mode="json", include={"early_stop", "early_stop_metric", "early_stop_factor"})
+        base = self._base.model_dump(mode="json", exclude={"cluster", "checkpoint", "wandb", "sweep"})
+        if self._trials is not None:
+            return digest_json({"base": base, "stop": stop, "trials": [[dict(t.options), t.seed] for t in self._trials]})
+        # Optuna goes by the tolerance, and where it stops changes nothing of what came before.
+        searched = self._sweep.model_dump(mode="json", exclude={"trials_at_once", "settings", "pilot_keep"})
+        return digest_json({"base": base, "search": searched})
+
+    def run(self, store: Store, console: Console) -> list[Ran]:
+        """Run what has no outcome yet; returns all trials in their order.
+
+        Raises:
+            ClusterError: when more trials are wanted side by side than there is room for.
+            PipelineError: of the stages that the trials share.
+        """
+        search, total = self._search()
+        known = {} if self._trials is None else self._known(self._trials)
+        if known:
+            console.line(f"= {len(known)} of {total} trials reused")
+        if self._trials is None or len(known) < len(self._trials):
+            have = begin_run(self._shared, store, console)
+            with joined(self._shared, console):
+                self._run_trials(search, total, len(known), store, console, have)
+        trials = search.trials if isinstance(search, OptunaSearch) else self._trials or []
+        ended = [(trial, self._files(trial).outcome()) for trial in trials]
+        return [Ran(trial, outcome) for trial, outcome in ended if outcome is not None]
+
+    def _search(self) -> tuple[Search, int]:
+        if self._trials is None:
+            assert self._sweep.settings is not None
+            total = self._sweep.settings * len(self._sweep.seeds)
+            return OptunaSearch(self._base, self._sweep, self._remembered(total)), total
+        known = self._known(self._trials)
+        return ListSearch([trial for trial in self._trials if trial.number not in known]), len(self._trials)
+
+    def _known(self, trials: Sequence[Trial]) -> dict[int, Outcome]:
+        outcomes = settled(self._files(trial) for trial in trials)
+        return {t.number: found for t, found in zip(trials, outcomes, strict=True) if found is not None}
+
+    def _remembered(self, total: int) -> dict[int, float | None]:
+        """What a search by Optuna knew: the worth of its trials by number."""
+        found: dict[int, float | None] = {}
+        for number in range(total):
+            outcome = settled([TrialFiles(self.directory, self._recipe, number)])[0]
+            if outcome is not None:
+                found[number] = self._worth(outcome)
+        return found
+
+    def _run_trials(
+        self, search: Search, total: int, done: int, store: Store, console: Console, have: Mapping[str, Any]
+    ) -> None:
+        from pipeline.graph import execute
+        from pipeline.plan import align_steps
+        from pipeline.survey import counts_of
+        from pipeline.sweep.tuning import tune_trials
+
+        at_once = self._at_once(console)
+        artifacts = execute(self._shared.planned, store, console, have)
+        self._shared.remove_checkpoints()
+        counts = counts_of(artifacts["tokens"].path)
+        console.line(f"{total - done} trials, {at_once} at once; what they say: {self.directory / 'trials'}")
+        stopped: list[Trial] = []
+        ended = done
+
+        def config_of(trial: Trial) -> dict[str, Any]:
+            files = self._files(trial)
+            files.prepare(trial.run)
+            watched = self._sweep.early_stop != "none"
+            return {
+                "recipe": str(files.recipe),
+                "storage": str(self._storage),
+                "metrics": str(self._alignment(trial).run_directory("align") / METRICS) if watched else None,
+                "steps": align_steps(trial.run, counts),
+                "log": str(files.log),
+            }
+
+        def on_end(trial: Trial, result: Mapping[str, Any] | None) -> float | None:
+            nonlocal ended
+            ended += 1
+            outcome = self._outcome(trial, result)
+            self._files(trial).put(outcome)
+            if outcome.state == "stopped early":
+                stopped.append(trial)
+            console.line(_line(trial, outcome, f"{ended} of {total}"))
+            return self._worth(outcome)
+
+        tune_trials(search, self._sweep, at_once, self._storage / "ray_tune", config_of, on_end)
+        for trial in stopped:
+            RunDirectory(self._alignment(trial).run_directory("align"), {}).remove()
+
+    def _at_once(self, console: Console) -> int:
+        from pipeline.cluster import alive_nodes, node_resources, runs_that_fit
+
+        cluster, wanted = self._base.cluster, self._sweep.trials_at_once
+        fit = runs_that_fit(node_resources(), cluster, self._base.reference.threads)
+        if wanted is not None and wanted > fit and not cluster.autoscaling:
+            raise ClusterError(
+                f"sweep.trials_at_once is {wanted}, but the cluster of {len(alive_nodes())} node(s) has room for {fit} "
+                f"run(s) side by side, each with {cluster.num_workers} worker(s) of {cluster.cpus_per_worker:g} CPU(s) "
+                f"and {cluster.gpus_per_worker:g} GPU(s): lower it, or cluster.num_workers, or add nodes"
+            )
+        return wanted or max(1, fit)
+
+    def _outcome(self, trial: Trial, result: Mapping[str, Any] | None) -> Outcome:
+        log = self._files(trial).log
+        if result is None:
+            return Outcome("failed", f"the actor of the trial was lost again and again; its output is {log}", 0.0, None)
+        code = result.get("exit_code")
+        if code is None:
+            metric = self._sweep.early_stop_metric
+            reason = f"{metric} {result[metric]:.4g} at step {result['step']}"
+            return Outcome("stopped early", reason, result["time_total_s"], None)
+        if code != 0:
+            return Outcome("failed", last_error(log), result["seconds"], None)
+        return Outcome("finished", None, result["seconds"], str(self._alignment(trial).published / "summary.json"))
+
+    def _worth(self, outcome: Outcome) -> float | None:
+        if outcome.summary is None:
+            return None
+        return objective(Setting((read_run(Path(outcome.summary)),)), self._sweep.tolerance)
+
+    def _alignment(self, trial: Trial) -> AlignmentRun:
+        return _alignment(self._recipe, self._storage, trial.run.model_dump_json())
+
+    def _files(self, trial: Trial) -> TrialFiles:
+        return TrialFiles(self.directory, self._recipe, trial.number)
+
+
+@functools.lru_cache(maxsize=1)
+def _alignment(recipe: str, storage: Path, run: str) -> AlignmentRun:
+    return AlignmentRun(recipe, RunConfig.model_validate_json(run), storage)
+
+
+def _line(trial: Trial, outcome: Outcome, which: str) -> str:
+    took = duration(outcome.seconds)
+    if outcome.summary is None:
+        mark = "✗" if outcome.state == "failed" else "-"
+        reason = next(iter((outcome.reason or "").splitlines()), "")
+        return f"{mark} {which}  {trial.name}: {outcome.state}: {reason}  {took}"
+    scores = json.loads(Path(outcome.summary).read_text(encoding="utf-8"))["evaluation"]
+    gain, pairs = scores["scorers"][scores["primary_scorer"]]["difference"], scores["pairs"]
+    return (
+        f"✓ {which}  {trial.name}: average {gain['mean']['value']:+.3f}, worst {gain['tail_mean']['value']:+.3f}, "
+        f"drift {pairs['chosen_risk']['kl']['value']:.2f} nats  {took}"
+    )
+
+

@@ -1,0 +1,136 @@
+"""Which setting comes next: from a list, or by what the earlier ones were worth (Optuna). Knows no Ray."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from pipeline.config import Range, RunConfig, SweepConfig
+from pipeline.sweep.space import Options, Trial, made_trials
+
+_PART = "part of the space"
+
+
+class Search(Protocol):
+    """Hands out trials, and is told what became of them."""
+
+    def next(self) -> Trial | None:
+        """The next trial; None when there is none now."""
+
+    def exhausted(self) -> bool:
+        """Whether there will be none any more."""
+
+    def tell(self, trial: Trial, worth: float | None) -> None:
+        """What a trial was worth (more is better), None when it failed or was ended early."""
+
+
+class ListSearch:
+    """Trials that are known beforehand."""
+
+    def __init__(self, trials: Sequence[Trial]) -> None:
+        self._left = list(trials)
+
+    def next(self) -> Trial | None:
+        return self._left.pop(0) if self._left else None
+
+    def exhausted(self) -> bool:
+        return not self._left
+
+    def tell(self, trial: Trial, worth: float | None) -> None:
+        """A list does not care."""
+
+
+class OptunaSearch:
+    """Settings by Optuna's tree-structured Parzen estimator.
+
+    What comes next follows from the worth of the settings that are finished and from the number of the next one, so
+    that a sweep that is resumed, with what it knew told again, goes on as it would have (with one run at a time; with
+    several side by side the order in which they end matters too).
+
+    Args:
+        base: the run whose options are varied.
+        known: worth of trials by number, as far as they are finished; None for one that gave nothing. These are not
+            handed out again.
+    """
+
+    def __init__(self, base: RunConfig, sweep: SweepConfig, known: Mapping[int, float | None]) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        assert sweep.settings is not None
+        self._base, self._sweep, self._known = base, sweep, dict(known)
+        self._study = optuna.create_study(direction="maximize")
+        self._asked: list[Any] = []
+        self._worth: list[dict[int, float | None]] = []
+        self._waiting: list[Trial] = []
+        self.trials: list[Trial] = []
+        """All that were handed out or known."""
+
+    def next(self) -> Trial | None:
+        while True:
+            while self._waiting:
+                trial = self._waiting.pop(0)
+                self.trials.append(trial)
+                if trial.number not in self._known:
+                    return trial
+                self.tell(trial, self._known[trial.number])
+            if len(self._asked) == self._sweep.settings:
+                return None
+            self._ask()
+
+    def exhausted(self) -> bool:
+        return len(self._asked) == self._sweep.settings and not self._waiting
+
+    def tell(self, trial: Trial, worth: float | None) -> None:
+        index = trial.number // len(self._sweep.seeds)
+        told = self._worth[index]
+        told[trial.seed] = worth
+        if len(told) < len(self._sweep.seeds):
+            return
+        values = [value for value in told.values() if value is not None]
+        if len(values) == len(told):
+            self._study.tell(self._asked[index], math.fsum(values) / len(values))
+        else:
+            self._study.tell(self._asked[index], state=_failed())
+
+    def _ask(self) -> None:
+        import optuna
+
+        index = len(self._asked)
+        # A sampler of its own for each: the state of one that lives on would hang on how often it was asked before.
+        self._study.sampler = optuna.samplers.TPESampler(
+            seed=self._sweep.search_seed * 100_003 + index, multivariate=False, n_startup_trials=_startup(self._sweep)
+        )
+        asked = self._study.ask()
+        number = asked.suggest_int(_PART, 0, len(self._sweep.space) - 1) if len(self._sweep.space) > 1 else 0
+        options = {
+            name: _suggest(asked, f"{number}/{name}", values) for name, values in self._sweep.space[number].items()
+        }
+        self._asked.append(asked)
+        self._worth.append({})
+        first = index * len(self._sweep.seeds)
+        self._waiting = [
+            Trial(first + trial.number, trial.options, trial.seed, trial.run)
+            for trial in made_trials(self._base, [options], self._sweep.seeds)
+        ]
+
+
+def _startup(sweep: SweepConfig) -> int:
+    """Settings drawn at random before the estimator has something to go by: a third, but no more than ten."""
+    assert sweep.settings is not None
+    return max(2, min(10, sweep.settings // 3))
+
+
+def _failed() -> Any:
+    import optuna
+
+    return optuna.trial.TrialState.FAIL
+
+
+def _suggest(asked: Any, name: str, values: Any) -> Any:
+    if isinstance(values, Range):
+        return asked.suggest_float(name, values.low, values.high, log=values.log)
+    return asked.suggest_categorical(name, list(values))
+
+

@@ -1,0 +1,183 @@
+"""From a recipe's search space to the runs of a sweep. Pure: a run is described and checked here, nothing is computed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.catalogue import measure_label
+from pipeline.config import RISK_METHODS, Range, RunConfig, SweepConfig
+from pipeline.errors import ConfigError
+from pipeline.nested import flat
+from pipeline.recipes import nearest_option, options
+
+SECTIONS = ("loss.", "risk.", "train.")
+"""What may differ between the runs of a sweep: everything before it (data, model, reference) is shared."""
+SEED = "train.seed"
+_MOST_SETTINGS = 10_000
+
+Options = Mapping[str, Any]
+"""Values by dotted name."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep."""
+
+    number: int
+    options: Options
+    """Of its setting, in which the trials of a sweep differ (and in the seed)."""
+    seed: int
+    run: RunConfig
+    """The whole run, as the alignment job takes it."""
+
+    @property
+    def name(self) -> str:
+        """For people: the method and what matters to it."""
+        return f"{setting_name(self.run, self.options)}, seed {self.seed}"
+
+
+def setting_name(run: RunConfig, options: Options) -> str:
+    """Method, measure and the other options in which the settings of a sweep differ, those that the method reads."""
+    parts = [run.loss.method]
+    if run.loss.method in RISK_METHODS:
+        parts.append(measure_label(run.risk.measure, run.risk.level, run.risk.weight).replace("@", " "))
+    shown = ("loss.method", "risk.measure", "risk.level", "risk.weight")
+    parts += [f"{name.rsplit('.', 1)[-1]} {value:g}" for name, value in _numbers(options) if name not in shown]
+    return " ".join(parts)
+
+
+def _numbers(options: Options) -> Iterator[tuple[str, float]]:
+    return ((name, value) for name, value in options.items() if isinstance(value, int | float))
+
+
+def check_space(sweep: SweepConfig) -> None:
+    """Refuse what cannot be searched.
+
+    Raises:
+        ConfigError: for an empty space, an option that is none or that a sweep cannot vary, and a range in a grid.
+    """
+    if not sweep.space or any(not part for part in sweep.space):
+        raise ConfigError(
+            "sweep.space is empty: name the options to vary and their values, in the recipe or as "
+            "--sweep.space '{risk.level: [0.97, 0.5]}'"
+        )
+    for name, values in ((name, values) for part in sweep.space for name, values in part.items()):
+        _check_dimension(name, values, sweep)
+
+
+def _check_dimension(name: str, values: Any, sweep: SweepConfig) -> None:
+    if name not in options():
+        nearest = nearest_option(name)
+        raise ConfigError(f"sweep.space: unknown option {name}" + (f", did you mean {nearest}?" if nearest else ""))
+    if name == SEED:
+        raise ConfigError(
+            f"sweep.space: {SEED} is not searched; set sweep.seeds, with each of which every combination is run"
+        )
+    if not name.startswith(SECTIONS):
+        raise ConfigError(
+            f"sweep.space: {name} cannot be varied: all runs of a sweep share data, model, reference and evaluation "
+            "(options of loss, risk and train can be); make a sweep for each value instead"
+        )
+    if isinstance(values, Range):
+        if sweep.search == "grid":
+            raise ConfigError(
+                f"sweep.space: {name} has a range, of which a grid has no points: give a list of values, or set "
+                "sweep.search to random or optuna"
+            )
+    elif not values:
+        raise ConfigError(f"sweep.space: {name} has no values")
+
+
+def grid(sweep: SweepConfig) -> list[Options]:
+    """Every combination of every part of the space, in the order in which they are written.
+
+    Raises:
+        ConfigError: when there are more than can be meant.
+    """
+    count = sum(math.prod(len(values) for values in part.values()) for part in sweep.space)  # type: ignore[arg-type]
+    if count > _MOST_SETTINGS:
+        raise ConfigError(f"sweep.space: {count:,} combinations are too many: shorten the lists, or search at random")
+    return [
+        dict(zip(part, values, strict=True))
+        for part in sweep.space
+        for values in itertools.product(*part.values())  # type: ignore[arg-type]
+    ]
+
+
+def drawn(sweep: SweepConfig) -> list[Options]:
+    """Combinations at random: parts of the space evenly, then every option by itself. The same ones in every process,
+    and a longer list begins with the shorter one."""
+    assert sweep.settings is not None
+    found = []
+    for number in range(sweep.settings):
+        rng = random.Random(f"{sweep.search_seed}-{number}")
+        part = rng.choice(sweep.space)
+        found.append({name: _draw(rng, values) for name, values in part.items()})
+    return found
+
+
+def _draw(rng: random.Random, values: Sequence[Any] | Range) -> Any:
+    if not isinstance(values, Range):
+        return rng.choice(values)
+    if values.log:
+        return math.exp(rng.uniform(math.log(values.low), math.log(values.high)))
+    return rng.uniform(values.low, values.high)
+
+
+def checked_run(base: RunConfig, options: Options, seed: int) -> RunConfig:
+    """The base run with a setting's options and a seed, without the sweep.
+
+    Raises:
+        ConfigError: when the combination makes no run, naming the setting.
+    """
+    values = base.model_dump(mode="json", exclude={"sweep"})
+    for dotted, value in [*options.items(), (SEED, seed)]:
+        *sections, leaf = dotted.split(".")
+        node = values
+        for section in sections:
+            node = node[section]
+        node[leaf] = value
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        text = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
+        where = ".".join(str(part) for part in problem["loc"])
+        shown = ", ".join(f"{name} {value}" for name, value in options.items())
+        raise ConfigError(f"sweep.space: {where + ': ' if where else ''}{text} (in the combination {shown})") from error
+
+
+def made_trials(base: RunConfig, settings: Sequence[Options], seeds: Sequence[int]) -> list[Trial]:
+    """A trial for every setting and seed. Settings that differ only in what their method does not read are one.
+
+    Raises:
+        ConfigError: for a setting that is no run.
+    """
+    from pipeline.keys import effective_loss
+
+    seen: set[str] = set()
+    trials: list[Trial] = []
+    for options in settings:
+        runs = [checked_run(base, options, seed) for seed in seeds]
+        same = str((effective_loss(runs[0]), flat(runs[0].train.model_dump(mode="json"))))
+        if same in seen:
+            continue
+        seen.add(same)
+        read = read_options(runs[0], options)
+        trials += [Trial(len(trials) + k, read, seed, run) for k, (seed, run) in enumerate(zip(seeds, runs, strict=True))]
+    return trials
+
+
+def read_options(run: RunConfig, options: Options) -> Options:
+    """The options that the run's method reads."""
+    unread = set() if run.loss.method in RISK_METHODS else {"risk.measure", "risk.level", "risk.weight"}
+    if not run.loss.method.endswith("2"):
+        unread.add("loss.alpha")
+    return {name: value for name, value in options.items() if name not in unread}
