@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,7 @@ def _front_chart(sweep: Row, name: str, title: str, floor: float | None) -> Char
     tall = lowest > 0 and across[1] > _TALL_RANGE * lowest
     if tall:
         across = lowest / 1.5, across[1] * 1.2
-    across, limit_drawn = _reach(across, limit)
+    across, limit_drawn = _reach_log(across, limit) if tall else _reach(across, limit)
     up, floor_drawn = _reach(up, floor)
     with mpl.rc_context(style()):
         figure = Figure(figsize=_SIZE, layout="constrained")
@@ -185,3 +186,11 @@ def _reach(window: tuple[float, float], limit: float | None) -> tuple[tuple[floa
     if not low - span / 2 <= limit <= high + span / 2:
         return window, False
     return (min(low, limit - 0.05 * span), max(high, limit + 0.05 * span)), True
+
+
+def _reach_log(window: tuple[float, float], limit: float | None) -> tuple[tuple[float, float], bool]:
+    """The same on a logarithmic scale."""
+    if limit is None or limit <= 0:
+        return window, False
+    (low, high), drawn = _reach((math.log(window[0]), math.log(window[1])), math.log(limit))
+    return (math.exp(low), math.exp(high)), drawn

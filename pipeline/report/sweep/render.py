@@ -71,7 +71,8 @@ def _pilot_text(pilot: Mapping[str, Any]) -> list[str]:
         found.append(f"By itself the pilot would have chosen {alone or 'none'}; {other}.")
     elif alone is not None:
         found.append(f"By itself the pilot would have chosen {alone}.")
-    found.append(f"It took {duration(pilot.get('seconds_pilot'))}{_saved(pilot.get('seconds_saved'))}.")
+    if pilot.get("seconds_pilot") is not None:
+        found.append(f"It took {duration(pilot['seconds_pilot'])}{_saved(pilot.get('seconds_saved'))}.")
     return found
 
 

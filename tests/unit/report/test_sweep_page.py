@@ -363,6 +363,7 @@ def html() -> str:
     return render_sweep(make_sweep())
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", EDGES)
 def test_the_page_is_whole_and_fetches_nothing(name: str) -> None:
     sweep = EDGES[name]()
