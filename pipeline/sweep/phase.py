@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from pipeline.errors import ClusterError
 from pipeline.job import begin_run, joined
 from pipeline.selection.choose import objective
 from pipeline.selection.judged import Setting, read_run
+from pipeline.survey import model_directory
+from pipeline.sweep.judged import Ran
 from pipeline.sweep.outcomes import Outcome, TrialFiles, last_error, settled
 from pipeline.sweep.search import ListSearch, OptunaSearch, Search
 from pipeline.sweep.space import Trial
@@ -29,14 +31,6 @@ if TYPE_CHECKING:
 
 SHARED = ("reference", "sample_reference")
 """The last stages that all trials share."""
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A trial and how it ended."""
-
-    trial: Trial
-    outcome: Outcome
 
 
 class Phase:
@@ -51,16 +45,20 @@ class Phase:
     def __init__(
         self, recipe: str, base: RunConfig, sweep: SweepConfig, storage: Path, trials: Sequence[Trial] | None
     ) -> None:
-        self._recipe, self._base, self._sweep, self._storage, self._trials = recipe, base, sweep, storage, trials
+        self.recipe, self.base = recipe, base
+        self._sweep, self._storage, self._trials = sweep, storage, trials
         self.directory = storage / "sweeps" / f"{recipe}-{self._key()[:8]}"
+        self.at_once = 0
+        """Trials side by side; 0 when there was none to run."""
         self._shared = AlignmentRun(recipe, base, storage, SHARED)
 
     def _key(self) -> str:
         """What the numbers of the trials mean: the same trials again find their outcomes."""
         stop = self._sweep.model_dump(mode="json", include={"early_stop", "early_stop_metric", "early_stop_factor"})
-        base = self._base.model_dump(mode="json", exclude={"cluster", "checkpoint", "wandb", "sweep"})
+        base = self.base.model_dump(mode="json", exclude={"cluster", "checkpoint", "wandb", "sweep"})
         if self._trials is not None:
-            return digest_json({"base": base, "stop": stop, "trials": [[dict(t.options), t.seed] for t in self._trials]})
+            trials = [[dict(trial.options), trial.seed] for trial in self._trials]
+            return digest_json({"base": base, "stop": stop, "trials": trials})
         # Optuna goes by the tolerance, and where it stops changes nothing of what came before.
         searched = self._sweep.model_dump(mode="json", exclude={"trials_at_once", "settings", "pilot_keep"})
         return digest_json({"base": base, "search": searched})
@@ -77,6 +75,8 @@ class Phase:
         if known:
             console.line(f"= {len(known)} of {total} trials reused")
         if self._trials is None or len(known) < len(self._trials):
+            # Of a Ray started here: a trial is half a dozen processes, of which Ray warns on a machine of two CPUs.
+            os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
             have = begin_run(self._shared, store, console)
             with joined(self._shared, console):
                 self._run_trials(search, total, len(known), store, console, have)
@@ -84,11 +84,28 @@ class Phase:
         ended = [(trial, self._files(trial).outcome()) for trial in trials]
         return [Ran(trial, outcome) for trial, outcome in ended if outcome is not None]
 
+    def shared_key(self, stage: str) -> str:
+        """Key of a stage that all trials share."""
+        return self._shared.planned[stage].key
+
+    def reference_model(self, store: Store) -> Path | None:
+        """The model directory, as far as a stage has made it or it lies outside."""
+        return model_directory(self.base.model, self._shared.planned, store)
+
+    def train_pairs(self, store: Store, share: float) -> int:
+        """Training pairs in a share of their groups."""
+        from pipeline.data.order import share_of_groups
+        from pipeline.data.tables import read_table
+        from pipeline.records import PairTokens
+
+        tokens = Path(store.location("tokens", self.shared_key("tokens")))
+        return len(share_of_groups(read_table(tokens / "train.parquet", PairTokens), share))
+
     def _search(self) -> tuple[Search, int]:
         if self._trials is None:
             assert self._sweep.settings is not None
             total = self._sweep.settings * len(self._sweep.seeds)
-            return OptunaSearch(self._base, self._sweep, self._remembered(total)), total
+            return OptunaSearch(self.base, self._sweep, self._remembered(total)), total
         known = self._known(self._trials)
         return ListSearch([trial for trial in self._trials if trial.number not in known]), len(self._trials)
 
@@ -100,7 +117,7 @@ class Phase:
         """What a search by Optuna knew: the worth of its trials by number."""
         found: dict[int, float | None] = {}
         for number in range(total):
-            outcome = settled([TrialFiles(self.directory, self._recipe, number)])[0]
+            outcome = settled([TrialFiles(self.directory, self.recipe, number)])[0]
             if outcome is not None:
                 found[number] = self._worth(outcome)
         return found
@@ -113,7 +130,7 @@ class Phase:
         from pipeline.survey import counts_of
         from pipeline.sweep.tuning import tune_trials
 
-        at_once = self._at_once(console)
+        self.at_once = at_once = self._at_once()
         artifacts = execute(self._shared.planned, store, console, have)
         self._shared.remove_checkpoints()
         counts = counts_of(artifacts["tokens"].path)
@@ -131,6 +148,7 @@ class Phase:
                 "metrics": str(self._alignment(trial).run_directory("align") / METRICS) if watched else None,
                 "steps": align_steps(trial.run, counts),
                 "log": str(files.log),
+                "cwd": os.getcwd(),
             }
 
         def on_end(trial: Trial, result: Mapping[str, Any] | None) -> float | None:
@@ -147,11 +165,11 @@ class Phase:
         for trial in stopped:
             RunDirectory(self._alignment(trial).run_directory("align"), {}).remove()
 
-    def _at_once(self, console: Console) -> int:
+    def _at_once(self) -> int:
         from pipeline.cluster import alive_nodes, node_resources, runs_that_fit
 
-        cluster, wanted = self._base.cluster, self._sweep.trials_at_once
-        fit = runs_that_fit(node_resources(), cluster, self._base.reference.threads)
+        cluster, wanted = self.base.cluster, self._sweep.trials_at_once
+        fit = runs_that_fit(node_resources(), cluster, self.base.reference.threads)
         if wanted is not None and wanted > fit and not cluster.autoscaling:
             raise ClusterError(
                 f"sweep.trials_at_once is {wanted}, but the cluster of {len(alive_nodes())} node(s) has room for {fit} "
@@ -179,10 +197,10 @@ class Phase:
         return objective(Setting((read_run(Path(outcome.summary)),)), self._sweep.tolerance)
 
     def _alignment(self, trial: Trial) -> AlignmentRun:
-        return _alignment(self._recipe, self._storage, trial.run.model_dump_json())
+        return _alignment(self.recipe, self._storage, trial.run.model_dump_json())
 
     def _files(self, trial: Trial) -> TrialFiles:
-        return TrialFiles(self.directory, self._recipe, trial.number)
+        return TrialFiles(self.directory, self.recipe, trial.number)
 
 
 @functools.lru_cache(maxsize=1)
@@ -202,5 +220,3 @@ def _line(trial: Trial, outcome: Outcome, which: str) -> str:
         f"✓ {which}  {trial.name}: average {gain['mean']['value']:+.3f}, worst {gain['tail_mean']['value']:+.3f}, "
         f"drift {pairs['chosen_risk']['kl']['value']:.2f} nats  {took}"
     )
-
-

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from pipeline.config import Range, RunConfig, SweepConfig
-from pipeline.sweep.space import Options, Trial, made_trials
+from pipeline.sweep.space import Trial, made_trials
 
 _PART = "part of the space"
 
@@ -132,5 +132,3 @@ def _suggest(asked: Any, name: str, values: Any) -> Any:
     if isinstance(values, Range):
         return asked.suggest_float(name, values.low, values.high, log=values.log)
     return asked.suggest_categorical(name, list(values))
-
-

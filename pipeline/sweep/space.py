@@ -1,7 +1,8 @@
-"""From a recipe's search space to the runs of a sweep. Pure: a run is described and checked here, nothing is computed."""
+"""From a recipe's search space to the runs of a sweep. Pure: runs are described and checked here, none is started."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import random
@@ -15,7 +16,9 @@ from pipeline.catalogue import measure_label
 from pipeline.config import RISK_METHODS, Range, RunConfig, SweepConfig
 from pipeline.errors import ConfigError
 from pipeline.nested import flat
-from pipeline.recipes import nearest_option, options
+from pipeline.recipes import described, nearest_option
+from pipeline.recipes import options as known_options
+from pipeline.records import HeldOut
 
 SECTIONS = ("loss.", "risk.", "train.")
 """What may differ between the runs of a sweep: everything before it (data, model, reference) is shared."""
@@ -42,10 +45,26 @@ class Trial:
         """For people: the method and what matters to it."""
         return f"{setting_name(self.run, self.options)}, seed {self.seed}"
 
+    def judged_by(self, split: HeldOut) -> Trial:
+        """The same training, judged by a split."""
+        evaluation = self.run.evaluation.model_copy(update={"split": split})
+        return dataclasses.replace(self, run=self.run.model_copy(update={"evaluation": evaluation}))
+
+
+def on_share(trial: Trial, share: float) -> Trial:
+    """The trial on a share of the training groups."""
+    train = trial.run.train.model_copy(update={"data_fraction": share})
+    return dataclasses.replace(trial, run=trial.run.model_copy(update={"train": train}))
+
+
+def renumbered(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials as a round of their own."""
+    return [dataclasses.replace(trial, number=number) for number, trial in enumerate(trials)]
+
 
 def setting_name(run: RunConfig, options: Options) -> str:
     """Method, measure and the other options in which the settings of a sweep differ, those that the method reads."""
-    parts = [run.loss.method]
+    parts: list[str] = [run.loss.method]
     if run.loss.method in RISK_METHODS:
         parts.append(measure_label(run.risk.measure, run.risk.level, run.risk.weight).replace("@", " "))
     shown = ("loss.method", "risk.measure", "risk.level", "risk.weight")
@@ -73,7 +92,7 @@ def check_space(sweep: SweepConfig) -> None:
 
 
 def _check_dimension(name: str, values: Any, sweep: SweepConfig) -> None:
-    if name not in options():
+    if name not in known_options():
         nearest = nearest_option(name)
         raise ConfigError(f"sweep.space: unknown option {name}" + (f", did you mean {nearest}?" if nearest else ""))
     if name == SEED:
@@ -96,26 +115,28 @@ def _check_dimension(name: str, values: Any, sweep: SweepConfig) -> None:
 
 
 def grid(sweep: SweepConfig) -> list[Options]:
-    """Every combination of every part of the space, in the order in which they are written.
+    """Every combination of every part of the space, in the order in which they are written; of a range its ends.
 
     Raises:
         ConfigError: when there are more than can be meant.
     """
-    count = sum(math.prod(len(values) for values in part.values()) for part in sweep.space)  # type: ignore[arg-type]
+    parts = [{name: _listed(values) for name, values in part.items()} for part in sweep.space]
+    count = sum(math.prod(map(len, part.values())) for part in parts)
     if count > _MOST_SETTINGS:
         raise ConfigError(f"sweep.space: {count:,} combinations are too many: shorten the lists, or search at random")
-    return [
-        dict(zip(part, values, strict=True))
-        for part in sweep.space
-        for values in itertools.product(*part.values())  # type: ignore[arg-type]
-    ]
+    return [dict(zip(part, values, strict=True)) for part in parts for values in itertools.product(*part.values())]
+
+
+def _listed(values: Sequence[Any] | Range) -> Sequence[Any]:
+    """The values; of a range its ends."""
+    return (values.low, values.high) if isinstance(values, Range) else values
 
 
 def drawn(sweep: SweepConfig) -> list[Options]:
     """Combinations at random: parts of the space evenly, then every option by itself. The same ones in every process,
     and a longer list begins with the shorter one."""
     assert sweep.settings is not None
-    found = []
+    found: list[Options] = []
     for number in range(sweep.settings):
         rng = random.Random(f"{sweep.search_seed}-{number}")
         part = rng.choice(sweep.space)
@@ -147,11 +168,8 @@ def checked_run(base: RunConfig, options: Options, seed: int) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        problem = error.errors()[0]
-        text = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
-        where = ".".join(str(part) for part in problem["loc"])
         shown = ", ".join(f"{name} {value}" for name, value in options.items())
-        raise ConfigError(f"sweep.space: {where + ': ' if where else ''}{text} (in the combination {shown})") from error
+        raise ConfigError(f"sweep.space: {described(error.errors()[0])} (in the combination {shown})") from error
 
 
 def made_trials(base: RunConfig, settings: Sequence[Options], seeds: Sequence[int]) -> list[Trial]:
@@ -164,15 +182,17 @@ def made_trials(base: RunConfig, settings: Sequence[Options], seeds: Sequence[in
 
     seen: set[str] = set()
     trials: list[Trial] = []
-    for options in settings:
-        runs = [checked_run(base, options, seed) for seed in seeds]
+    for setting in settings:
+        runs = [checked_run(base, setting, seed) for seed in seeds]
         same = str((effective_loss(runs[0]), flat(runs[0].train.model_dump(mode="json"))))
         if same in seen:
             continue
         seen.add(same)
-        read = read_options(runs[0], options)
-        trials += [Trial(len(trials) + k, read, seed, run) for k, (seed, run) in enumerate(zip(seeds, runs, strict=True))]
-    return trials
+        read = read_options(runs[0], setting)
+        trials += [
+            Trial(len(trials) + k, read, seed, run) for k, (seed, run) in enumerate(zip(seeds, runs, strict=True))
+        ]
+    return renumbered(trials)
 
 
 def read_options(run: RunConfig, options: Options) -> Options:
@@ -181,3 +201,13 @@ def read_options(run: RunConfig, options: Options) -> Options:
     if not run.loss.method.endswith("2"):
         unread.add("loss.alpha")
     return {name: value for name, value in options.items() if name not in unread}
+
+
+def try_corners(base: RunConfig, sweep: SweepConfig) -> None:
+    """Refuse a space to draw from in which a combination of its values and of the ends of its ranges makes no run.
+
+    Raises:
+        ConfigError: naming the combination.
+    """
+    for setting in grid(sweep):
+        checked_run(base, setting, sweep.seeds[0])

@@ -30,9 +30,12 @@ class TrialProcess(tune.Trainable):
     """Reports a row for every validation, and at the end the exit code.
 
     Its config: ``recipe`` (the run's YAML file), ``storage``, ``metrics`` (the file in which its training writes
-    metrics, or None when nobody asks for them), ``steps`` (optimiser steps of the training, about) and ``log`` (a file
-    for its output).
+    metrics, or None when nobody asks for them), ``steps`` (optimiser steps of the training, about), ``log`` (a file
+    for its output) and ``cwd`` (the sweep's own directory, which the run's relative paths start from).
     """
+
+    _job: subprocess.Popen[bytes]
+    _began: float
 
     def setup(self, config: dict[str, Any]) -> None:
         """Start the job."""
@@ -62,13 +65,15 @@ class TrialProcess(tune.Trainable):
         self._steps: int = config["steps"]
         self._seen = 0
         self._began = time.monotonic()
+        job = [sys.executable, "-m", "pipeline.sweep.leash", "--recipe", config["recipe"]]
         with Path(config["log"]).open("ab") as log:
             self._job = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.sweep.leash"]
-                + ["--recipe", config["recipe"], "--storage", config["storage"]],
+                [*job, "--storage", config["storage"]],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                # On a node where it is not, the actor is in the job's working directory.
+                cwd=config["cwd"] if os.path.isdir(config["cwd"]) else None,
                 env=_environment(),
             )
 

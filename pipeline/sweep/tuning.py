@@ -43,6 +43,7 @@ def tune_trials(
     """
     # Tune's own files and signals are for experiments that it restores; here the artefacts are what a sweep resumes by.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
@@ -113,5 +114,3 @@ class _Asking(Searcher):
     def __reduce__(self) -> tuple[Any, ...]:
         """Tune pickles its configuration, which nothing of this sweep is read back from."""
         return (Searcher, ())
-
-

@@ -26,7 +26,6 @@ from pipeline.training.schedule import learning_rate
 from pipeline.training.state import LoopState
 from pipeline.training.task import Batch, Task
 
-
 TAIL = 0.1
 """Share of the validation rows that count as the worst."""
 

@@ -57,9 +57,10 @@ class PreferenceTask:
         if loss.method in SEQUENTIAL_METHODS:
             names.append("implicit_reward_accuracy")
         self.metric_names = (*names, "pairs")
-        self.tails = {"worst_reward_margin": ("reward_margin", -1)}
+        tails = {"worst_reward_margin": ("reward_margin", -1)}
         if reference.has_law:
-            self.tails["worst_chosen_kl"] = ("chosen_kl", 1)
+            tails["worst_chosen_kl"] = ("chosen_kl", 1)
+        self.tails: Mapping[str, tuple[str, int]] = tails
 
     def normaliser(self, rows: Sequence[int]) -> float:
         return float(len(rows))

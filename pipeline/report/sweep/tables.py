@@ -16,7 +16,7 @@ from pipeline.units import bytes_text
 Cell = tuple[str, str]
 NONE: Cell = (DASH, "")
 MAX_BARS = 40
-_STAGES = ("align", "sample_policy", "evaluate", "report")
+_STAGES = ("align", "sample_policy", "evaluate")
 _OTHER = "other"
 """What a trial took beside its stages: starting and waiting."""
 _CLASSES = {**{name: f"s{place}" for place, name in enumerate(_STAGES)}, _OTHER: "s5"}
@@ -164,7 +164,7 @@ def shared_text(sweep: Row) -> list[str]:
     if shared.get("seconds_total") is not None:
         at_once = shared.get("trials_at_once")
         beside = f", with up to {counted(at_once, 'trial')} at a time" if at_once else ""
-        found.append(f"The whole sweep took {duration(shared['seconds_total'])} by the clock{beside}.")
+        found.append(f"The last call of the command took {duration(shared['seconds_total'])} by the clock{beside}.")
     return found
 
 
