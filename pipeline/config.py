@@ -525,6 +525,12 @@ class RunConfig(Section):
         fault = tier_fault(self.reference.tier, self.loss.method, self.risk.measure)
         if fault:
             raise ValueError(fault)
+        stop = self.sweep.early_stop != "none" and self.sweep.early_stop_metric == "worst_chosen_kl"
+        if stop and self.reference.tier == "scalar":
+            raise ValueError(
+                "sweep.early_stop_metric 'worst_chosen_kl' needs the reference's distribution, which reference.tier "
+                "'scalar' does not keep: set another metric, or --reference.tier hidden"
+            )
         needed = self.data.max_prompt_tokens + self.data.max_response_tokens
         if self.model.path == BUILD_GPT_NEOX and needed > self.model.build.context_tokens:
             raise ValueError(

@@ -140,7 +140,9 @@ class Phase:
 
         def config_of(trial: Trial) -> dict[str, Any]:
             files = self._files(trial)
-            files.prepare(trial.run)
+            # It joins the cluster that this job is in, wherever its process is.
+            here = trial.run.cluster.model_copy(update={"address": None, "dashboard_port": None})
+            files.prepare(trial.run.model_copy(update={"cluster": here}))
             watched = self._sweep.early_stop != "none"
             return {
                 "recipe": str(files.recipe),

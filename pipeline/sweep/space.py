@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,12 +68,12 @@ def setting_name(run: RunConfig, options: Options) -> str:
     if run.loss.method in RISK_METHODS:
         parts.append(measure_label(run.risk.measure, run.risk.level, run.risk.weight).replace("@", " "))
     shown = ("loss.method", "risk.measure", "risk.level", "risk.weight")
-    parts += [f"{name.rsplit('.', 1)[-1]} {value:g}" for name, value in _numbers(options) if name not in shown]
+    parts += [f"{name.rsplit('.', 1)[-1]} {_text(value)}" for name, value in options.items() if name not in shown]
     return " ".join(parts)
 
 
-def _numbers(options: Options) -> Iterator[tuple[str, float]]:
-    return ((name, value) for name, value in options.items() if isinstance(value, int | float))
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def check_space(sweep: SweepConfig) -> None:

@@ -82,10 +82,10 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
 
 
-def start(arguments: list[str], log: Path) -> subprocess.Popen[str]:
-    """Start ``jobs/align.py`` in a process group of its own, its output in ``log``."""
+def start(arguments: list[str], log: Path, script: str = "align.py") -> subprocess.Popen[str]:
+    """Start a job in a process group of its own, its output in ``log``."""
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "jobs" / "align.py"), *arguments],
+        [sys.executable, str(ROOT / "jobs" / script), *arguments],
         stdout=log.open("w"),
         stderr=subprocess.STDOUT,
         text=True,
@@ -95,10 +95,10 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen[str]:
     )
 
 
-def run(arguments: list[str], timeout_s: float = 280.0) -> tuple[int, str]:
-    """Run the job to its end; returns exit code and output."""
+def run(arguments: list[str], timeout_s: float = 280.0, script: str = "align.py") -> tuple[int, str]:
+    """Run a job to its end; returns exit code and output."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / "align.py"), *arguments],
+        [sys.executable, str(ROOT / "jobs" / script), *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
