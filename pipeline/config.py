@@ -531,6 +531,11 @@ class RunConfig(Section):
                 "sweep.early_stop_metric 'worst_chosen_kl' needs the reference's distribution, which reference.tier "
                 "'scalar' does not keep: set another metric, or --reference.tier hidden"
             )
+        if self.sweep.tolerance.whole_interval and self.evaluation.num_prompts == 1:
+            raise ValueError(
+                "sweep.tolerance.whole_interval holds intervals against the limits, but evaluation.num_prompts is 1, "
+                "of which there are none: nothing could be chosen; sample from more prompts, or leave it out"
+            )
         needed = self.data.max_prompt_tokens + self.data.max_response_tokens
         if self.model.path == BUILD_GPT_NEOX and needed > self.model.build.context_tokens:
             raise ValueError(

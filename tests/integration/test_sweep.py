@@ -149,13 +149,16 @@ def test_ended_early(finished_run: FinishedRun, tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_pilot(finished_run: FinishedRun, tmp_path: Path) -> None:
-    """A fifth of the groups first; two of three settings go on; chosen ones are judged by the test split."""
+    """A fifth of the groups first; two of three settings go on; chosen ones are judged by the test split. Half a CPU is
+    enough for each of them."""
     storage = tmp_path / "runs"
     space = f"{TWO}, {{loss.method: [tdpo2]}}"
-    given = arguments(finished_run, storage, space, "--pilot", "0.2", "--sweep.tolerance.max_drift", "50")
+    halves = ("--cluster.cpus_per_worker", "0.5", "--cluster.cpus_per_actor", "0.5", "--sweep.trials_at_once", "3")
+    given = arguments(finished_run, storage, space, "--pilot", "0.2", "--sweep.tolerance.max_drift", "50", *halves)
     code, output = job.run(given, 1500, "sweep.py")
     assert code == 0, output
     assert "pilot: 2 of 3 settings go on" in output
+    assert "3 trials, 3 at once" in output
     (sweep,) = [json.loads(path.read_text()) for path in storage.glob("sweeps/*/sweep.json")]
     assert sweep["pilot"]["fraction"] == 0.2
     assert 0 < sweep["pilot"]["pairs"] < 60
