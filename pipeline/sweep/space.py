@@ -6,9 +6,9 @@ import dataclasses
 import itertools
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -24,6 +24,7 @@ SECTIONS = ("loss.", "risk.", "train.")
 """What may differ between the runs of a sweep: everything before it (data, model, reference) is shared."""
 SEED = "train.seed"
 _MOST_SETTINGS = 10_000
+_MOST_TRIED = 2_000
 
 Options = Mapping[str, Any]
 """Values by dotted name."""
@@ -110,26 +111,32 @@ def _check_dimension(name: str, values: Any, sweep: SweepConfig) -> None:
                 f"sweep.space: {name} has a range, of which a grid has no points: give a list of values, or set "
                 "sweep.search to random or optuna"
             )
+        annotation = known_options()[name].annotation
+        if float not in (annotation, *get_args(annotation)):
+            raise ConfigError(f"sweep.space: {name} has a range, but takes no fractions: give a list of values")
     elif not values:
         raise ConfigError(f"sweep.space: {name} has no values")
 
 
 def grid(sweep: SweepConfig) -> list[Options]:
-    """Every combination of every part of the space, in the order in which they are written; of a range its ends.
+    """Every combination of every part of the space, in the order in which they are written.
 
     Raises:
         ConfigError: when there are more than can be meant.
     """
-    parts = [{name: _listed(values) for name, values in part.items()} for part in sweep.space]
+    parts = _listed(sweep)
     count = sum(math.prod(map(len, part.values())) for part in parts)
     if count > _MOST_SETTINGS:
         raise ConfigError(f"sweep.space: {count:,} combinations are too many: shorten the lists, or search at random")
     return [dict(zip(part, values, strict=True)) for part in parts for values in itertools.product(*part.values())]
 
 
-def _listed(values: Sequence[Any] | Range) -> Sequence[Any]:
-    """The values; of a range its ends."""
-    return (values.low, values.high) if isinstance(values, Range) else values
+def _listed(sweep: SweepConfig) -> list[dict[str, Sequence[Any]]]:
+    """The parts of the space as lists of values; of a range its ends."""
+    return [
+        {name: (values.low, values.high) if isinstance(values, Range) else values for name, values in part.items()}
+        for part in sweep.space
+    ]
 
 
 def drawn(sweep: SweepConfig) -> list[Options]:
@@ -204,10 +211,22 @@ def read_options(run: RunConfig, options: Options) -> Options:
 
 
 def try_corners(base: RunConfig, sweep: SweepConfig) -> None:
-    """Refuse a space to draw from in which a combination of its values and of the ends of its ranges makes no run.
+    """Refuse a space to draw from in which a combination of its values and of the ends of its ranges makes no run. Of
+    very many combinations some are tried, with every value among them.
 
     Raises:
         ConfigError: naming the combination.
     """
-    for setting in grid(sweep):
-        checked_run(base, setting, sweep.seeds[0])
+    for part in _listed(sweep):
+        for setting in _corners(part):
+            checked_run(base, setting, sweep.seeds[0])
+
+
+def _corners(part: Mapping[str, Sequence[Any]]) -> Iterator[Options]:
+    if math.prod(map(len, part.values())) <= _MOST_TRIED:
+        yield from (dict(zip(part, values, strict=True)) for values in itertools.product(*part.values()))
+        return
+    first = {name: values[0] for name, values in part.items()}
+    yield from (first | {name: value} for name, values in part.items() for value in values)
+    rng = random.Random(0)
+    yield from ({name: rng.choice(values) for name, values in part.items()} for _ in range(_MOST_TRIED))
