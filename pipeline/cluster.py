@@ -238,14 +238,15 @@ def shortage(
     return None
 
 
-def runs_that_fit(nodes: Sequence[Mapping[str, float]], config: ClusterConfig, reference_threads: int = 1) -> int:
-    """For how many runs side by side there is room, each with all its workers, or with one actor at least; pure.
+def runs_that_fit(nodes: Sequence[Mapping[str, float]], config: ClusterConfig) -> int:
+    """For how many runs side by side there is room, each with all its workers, or with one actor at least; pure. What
+    hosts the reference does not count: that is computed before they begin.
 
     A run holds workers or actors, never both, and its workers are placed all at once: so many runs cannot keep each
     other from going on.
     """
     worker = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
-    actor = {"CPU": max(config.cpus_per_actor, reference_threads), "GPU": config.gpus_per_actor}
+    actor = {"CPU": config.cpus_per_actor, "GPU": config.gpus_per_actor}
     return min(places(nodes, worker) // config.num_workers, places(nodes, actor))
 
 

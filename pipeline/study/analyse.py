@@ -30,8 +30,7 @@ primary family) and, apart from it, at matched mean."""
 def analyse(runs: Sequence[StudyRun], *, resamples: int = RESAMPLES, seed: int = DRAW_SEED) -> Study:
     """Everything that the runs say; equal input gives equal figures.
 
-    The front is dpo's at the largest rate. Settings of a smaller rate are matched with it too, and so is dpo at that
-    rate, outside the family of tests.
+    The front is made of all settings of dpo, whatever their rate and beta.
 
     Raises:
         EvaluationError: as `settings_of`.
@@ -48,8 +47,7 @@ def analyse(runs: Sequence[StudyRun], *, resamples: int = RESAMPLES, seed: int =
         }
         for setting, its_runs in grouped.items()
     }
-    rate = max(setting.lr for setting in grouped)
-    on_front = tuple(one for one in grouped if one.method == BASELINE and one.lr == rate)
+    on_front = tuple(one for one in grouped if one.method == BASELINE)
     front = front_of([of_setting[one] for one in on_front])
     others = {setting: values for setting, values in of_setting.items() if setting not in on_front}
     of_reference = figures(reference_sums(runs[0], films), draws.films)

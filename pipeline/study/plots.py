@@ -96,7 +96,8 @@ def _point(axes: Axes, row: Row, name: str, looks: Mapping[str, tuple[str, str]]
     )
     if row.setting.method == BASELINE:
         at = drift.value, value.value
-        axes.annotate(f"β {row.setting.beta:g}", at, xytext=(4, 4), textcoords="offset points", fontsize=7)
+        named = f"β {row.setting.beta:g}" if row.setting.beta != BETA else f"{row.setting.lr:g}"
+        axes.annotate(named, at, xytext=(4, 4), textcoords="offset points", fontsize=7)
 
 
 def _family(setting: Setting) -> str:

@@ -91,9 +91,9 @@ def matched_text(study: Study, axis: Axis) -> str:
     """How to read the table that follows."""
     tests = sum(one.corrected is not None for row in study.matched[axis] for one in row.differences.values())
     tested = " and ".join(BY_NAME[name].title for name in TESTED)
-    betas = ", ".join(f"{one.beta:g}" for one in study.front)
+    points = ", ".join(f"beta {one.beta:g} at rate {one.lr:g}" for one in study.front)
     return (
-        f"dpo's front: beta {betas} at rate {study.front[0].lr:g}. p: two-sided bootstrap, corrected by Holm for the "
+        f"dpo's front: {points}. p: two-sided bootstrap, corrected by Holm for the "
         f"{_FAMILY[axis]}, {tested} of every setting but dpo that has a match ({tests} tests). n/m: seeds whose own "
         "difference has the sign of the estimate. Clamped: share of resamples beyond the front, which took its end. "
         "Bend: a point of the front less the straight line between its neighbours. Settings are compared with such "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 SHARED = ("reference", "sample_reference")
 """The last stages that all trials share."""
+SUMMARY = "summary.json"
 
 
 class Phase:
@@ -70,6 +72,8 @@ class Phase:
             ClusterError: when more trials are wanted side by side than there is room for.
             PipelineError: of the stages that the trials share.
         """
+        if self._trials is not None:
+            self._find(self._trials, store)
         search, total = self._search()
         known = {} if self._trials is None else self._known(self._trials)
         if known:
@@ -108,6 +112,16 @@ class Phase:
             return OptunaSearch(self.base, self._sweep, self._remembered(total)), total
         known = self._known(self._trials)
         return ListSearch([trial for trial in self._trials if trial.number not in known]), len(self._trials)
+
+    def _find(self, trials: Sequence[Trial], store: Store) -> None:
+        """Take what other sweeps, or the alignment job, have finished of these trials."""
+        for trial in trials:
+            files, run = self._files(trial), self._alignment(trial)
+            summary = run.published / SUMMARY
+            if files.outcome() is None and store.exists("report", run.planned["report"].key) and summary.is_file():
+                files.prepare(trial.run)
+                found = Outcome("finished", None, 0.0, str(summary))
+                files.put(dataclasses.replace(found, seconds=Ran(trial, found).seconds))
 
     def _known(self, trials: Sequence[Trial]) -> dict[int, Outcome]:
         outcomes = settled(self._files(trial) for trial in trials)
@@ -171,7 +185,7 @@ class Phase:
         from pipeline.cluster import alive_nodes, node_resources, runs_that_fit
 
         cluster, wanted = self.base.cluster, self._sweep.trials_at_once
-        fit = runs_that_fit(node_resources(), cluster, self.base.reference.threads)
+        fit = runs_that_fit(node_resources(), cluster)
         if wanted is not None and wanted > fit and not cluster.autoscaling:
             raise ClusterError(
                 f"sweep.trials_at_once is {wanted}, but the cluster of {len(alive_nodes())} node(s) has room for {fit} "
@@ -191,7 +205,7 @@ class Phase:
             return Outcome("stopped early", reason, result["time_total_s"], None)
         if code != 0:
             return Outcome("failed", last_error(log), result["seconds"], None)
-        return Outcome("finished", None, result["seconds"], str(self._alignment(trial).published / "summary.json"))
+        return Outcome("finished", None, result["seconds"], str(self._alignment(trial).published / SUMMARY))
 
     def _worth(self, outcome: Outcome) -> float | None:
         if outcome.summary is None:

@@ -216,3 +216,68 @@ def test_a_log_on_a_full_disk_hides_no_error(small_disk: Callable[[str], Path]) 
     )
     assert (ran.returncode, ran.stderr) == (1, "error: the disk is full\n")
     assert ran.stdout.splitlines()[-1] == "line 1999"
+
+
+class TestSweepOptions:
+    def sweep(self, *arguments: str) -> JobRequest:
+        return parse_job("sweep", "Try many.", arguments, sweep=True)
+
+    def test_they_belong_to_the_sweep(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "--sweep.seeds belongs to sweep.py: leave it out here" in refusal(capsys, "--sweep.seeds", "1")
+        assert "unknown option --pilot" in refusal(capsys, "--pilot", "0.1")
+        assert self.sweep("--sweep.seeds", "1", "2").run.sweep.seeds == (1, 2)
+
+    def test_a_space_is_yaml(self) -> None:
+        both = ({"risk.level": (0.5, 0.9)}, {"loss.method": ("dpo",)})
+        space = "[{risk.level: [0.5, 0.9]}, {loss.method: [dpo]}]"
+        assert self.sweep("--sweep.space", space).run.sweep.space == both
+        apart = self.sweep("--sweep.space", "{risk.level: [0.5, 0.9]}", "{loss.method: [dpo]}")
+        assert apart.run.sweep.space == both
+
+    @pytest.mark.parametrize(
+        ("space", "message"),
+        [
+            ("[[", "sweep.space: not valid YAML"),
+            ("3", "sweep.space: options with their values are needed"),
+            ("{risk.level: {low: 0.9, high: 0.1}}", "sweep.space: a range needs low below high, got 0.9 and 0.1"),
+            ("{risk.level: {low: 0, high: 1, log: true}}", "sweep.space: a range with log starts above 0, got 0"),
+        ],
+    )
+    def test_a_space_that_is_none(self, capsys: pytest.CaptureFixture[str], space: str, message: str) -> None:
+        with pytest.raises(SystemExit) as caught:
+            self.sweep("--sweep.space", space)
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err
+
+    @pytest.mark.parametrize("share", ["0", "1", "2", "-0.1", "x", "nan"])
+    def test_a_pilot_is_a_share(self, capsys: pytest.CaptureFixture[str], share: str) -> None:
+        assert self.sweep("--pilot", "0.1").pilot == 0.1
+        with pytest.raises(SystemExit):
+            self.sweep(f"--pilot={share}")
+        assert "--pilot: must be a share of the training groups between 0 and 1" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("--sweep.search", "random"), "sweep.settings says how many"),
+            (("--sweep.settings", "3"), "sweep.settings says how many"),
+            (("--sweep.seeds", "1", "1"), "sweep.seeds must be one or more different numbers"),
+            (("--sweep.tolerance.max_drift", "0"), "sweep.tolerance.max_drift: must be above 0"),
+            (("--sweep.tolerance.max_incidents", "2"), "sweep.tolerance.max_incidents: must be 1 or less"),
+            (
+                ("--sweep.tolerance.whole_interval", "true", "--evaluation.num_prompts", "1"),
+                "of which there are none: nothing could be chosen",
+            ),
+            (
+                ("--sweep.early_stop", "asha", "--sweep.early_stop_metric", "worst_chosen_kl")
+                + ("--reference.tier", "scalar", "--loss.method", "dpo"),
+                "'worst_chosen_kl' needs the reference's distribution",
+            ),
+        ],
+    )
+    def test_what_makes_no_sweep(
+        self, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+    ) -> None:
+        with pytest.raises(SystemExit):
+            self.sweep(*arguments)
+        assert message in capsys.readouterr().err

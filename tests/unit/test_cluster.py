@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import cluster
-from pipeline.cluster import default_storage, places, ray_errors, shortage
+from pipeline.cluster import default_storage, places, ray_errors, runs_that_fit, shortage
 from pipeline.config import ClusterConfig
 from pipeline.errors import ClusterError, DataError
 
@@ -205,3 +205,34 @@ class TestErrors:
 
     def test_errors_survive_a_process_border(self) -> None:
         assert str(pickle.loads(pickle.dumps(ClusterError("no room")))) == "no room"
+
+
+class TestRunsThatFit:
+    @pytest.mark.parametrize(
+        ("options", "nodes", "expected"),
+        [
+            ({"num_workers": 1}, [CPU2], 2),
+            ({"num_workers": 2}, [CPU2], 1),
+            ({"num_workers": 2}, [{"CPU": 1.0}, CPU2], 1),
+            ({"num_workers": 3}, [CPU2], 0),
+            ({"num_workers": 1, "cpus_per_worker": 0.5, "cpus_per_actor": 0.5}, [CPU2], 4),
+            ({"num_workers": 1, "cpus_per_worker": 0.5}, [CPU2], 2),
+            ({"num_workers": 1, "gpus_per_worker": 0.25, "gpus_per_actor": 0.5}, [GPU1, CPU2], 2),
+            ({"num_workers": 1}, [], 0),
+        ],
+    )
+    def test_counted(self, options: dict[str, Any], nodes: list[Any], expected: int) -> None:
+        assert runs_that_fit(nodes, ClusterConfig(**options)) == expected
+
+    @given(
+        st.lists(st.fixed_dictionaries({"CPU": st.integers(0, 9).map(float)}), max_size=4),
+        st.integers(1, 4),
+        st.integers(1, 3),
+    )
+    def test_so_many_can_be_placed_together(self, nodes: list[Any], workers: int, cpus: int) -> None:
+        """Placed one worker after the other, wherever there is room."""
+        config = ClusterConfig(num_workers=workers, cpus_per_worker=cpus)
+        free = [node["CPU"] for node in nodes]
+        for _ in range(runs_that_fit(nodes, config) * workers):
+            where = next(place for place, left in enumerate(free) if left >= cpus)
+            free[where] -= cpus

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.order import global_batch, num_batches, shard
+from pipeline.data.order import global_batch, num_batches, shard, share_of_groups
+from pipeline.records import PairTokens
 
 ROWS, SIZE, SEED = st.integers(1, 200), st.integers(1, 40), st.integers(0, 2**70)
 
@@ -65,3 +66,21 @@ def test_faults() -> None:
     with pytest.raises(ValueError, match="rank 2 is not in a group of 2"):
         shard([1], 2, 2, 1)
     assert shard([], 0, 2, 4) == []
+
+
+GROUPS = st.lists(st.sampled_from("abcdefghij"), min_size=1, max_size=40)
+
+
+@given(GROUPS, st.floats(0.01, 1), st.floats(0.01, 1))
+def test_a_share_takes_whole_groups_and_a_smaller_one_is_part_of_a_larger(
+    names: list[str], one: float, other: float
+) -> None:
+    pairs = [PairTokens(str(number), name, [], [], [], "") for number, name in enumerate(names)]
+    small, large = (share_of_groups(pairs, share) for share in sorted((one, other)))
+    for share, found in ((min(one, other), small), (max(one, other), large)):
+        groups = {pair.group for pair in found}
+        assert len(groups) == max(1, round(share * len(set(names))))
+        assert found == [pair for pair in pairs if pair.group in groups]
+    assert {pair.row_id for pair in small} <= {pair.row_id for pair in large}
+    assert share_of_groups(pairs[::-1], one) == share_of_groups(pairs, one)[::-1]
+    assert share_of_groups(pairs, 1.0) == pairs

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from pipeline.config import Tolerance
 from pipeline.errors import ConfigError, EvaluationError
-from pipeline.selection.choose import broken, choose, expected_cost, front
+from pipeline.selection.choose import broken, choose, expected_cost, front, objective
 from pipeline.selection.judged import FIGURES, Figure, Run, Setting, differing, read_run, settings_of
 from pipeline.selection.show import as_json, command, show
-from pipeline.config import Tolerance
 
 JUDGED_BY = {"evaluation.seeds": [0], "prompts": "p", "reference": "r"}
 
@@ -315,3 +315,25 @@ class TestShown:
         assert found["tolerance"]["max_drift"] == 1
         assert found["settings"][1]["options"] == {"risk.level": "b"}
         assert found["settings"][1]["figures"]["drift"] == {"value": 0.1, "low": 0.1, "high": 0.1}
+
+
+class TestObjective:
+    @given(MANY, TOLERANCES)
+    def test_it_puts_the_chosen_first(self, many: Any, tolerance: Tolerance) -> None:
+        """Those that keep every limit before those that do not, and among them by what they are chosen by."""
+        there = made(many)
+        choice = choose(there, tolerance)
+        values = [objective(setting, tolerance) for setting in there]
+        keeping = [value for value, why in zip(values, choice.reasons, strict=True) if not why]
+        breaking = [value for value, why in zip(values, choice.reasons, strict=True) if why]
+        if choice.best is not None:
+            assert values[choice.best] == max(keeping)
+        assert not keeping or not breaking or min(keeping) > max(breaking)
+
+    def test_less_over_a_limit_is_better(self) -> None:
+        there = settings(run("far", drift=9.0, mean=1.0), run("near", drift=6.0), run("within", drift=5.0, mean=-1.0))
+        far, near, within = (objective(setting, Tolerance(max_drift=5)) for setting in there)
+        assert far < near < within
+        both = settings(run("two", drift=6.0, tail_gain=-0.5), run("one", drift=6.0))
+        two, one = (objective(setting, Tolerance(max_drift=5, tail_drop=0.1)) for setting in both)
+        assert two < one

@@ -42,10 +42,14 @@ class TestGrid:
             {"loss.method": "ra_dpo2", "risk.level": 0.5},
         ]
 
-    @given(st.lists(st.dictionaries(st.sampled_from("abcd"), st.lists(st.integers(), min_size=1, max_size=3)), max_size=3))
+    @given(
+        st.lists(st.dictionaries(st.sampled_from("abcd"), st.lists(st.integers(), min_size=1, max_size=3)), max_size=3)
+    )
     def test_every_combination_is_there_once(self, parts: list[dict[str, list[int]]]) -> None:
         found = grid(sweep_of(*parts))
-        expected = [dict(zip(part, values, strict=True)) for part in parts for values in itertools.product(*part.values())]
+        expected = [
+            dict(zip(part, values, strict=True)) for part in parts for values in itertools.product(*part.values())
+        ]
         assert found == expected
 
     def test_too_many(self) -> None:
@@ -57,8 +61,18 @@ class TestTrials:
     def test_numbers_go_on_over_settings_and_seeds(self) -> None:
         trials = trials_of(grid(sweep_of(DPO)), seeds=(3, 1))
         assert [trial.number for trial in trials] == [0, 1, 2, 3]
-        assert [(trial.options["loss.beta"], trial.seed) for trial in trials] == [(0.1, 3), (0.1, 1), (0.3, 3), (0.3, 1)]
-        assert [(trial.run.loss.beta, trial.run.train.seed) for trial in trials] == [(0.1, 3), (0.1, 1), (0.3, 3), (0.3, 1)]
+        assert [(trial.options["loss.beta"], trial.seed) for trial in trials] == [
+            (0.1, 3),
+            (0.1, 1),
+            (0.3, 3),
+            (0.3, 1),
+        ]
+        assert [(trial.run.loss.beta, trial.run.train.seed) for trial in trials] == [
+            (0.1, 3),
+            (0.1, 1),
+            (0.3, 3),
+            (0.3, 1),
+        ]
 
     def test_what_a_method_does_not_read_makes_no_further_setting(self) -> None:
         space = {
@@ -89,7 +103,9 @@ class TestTrials:
         assert [dict(trial.options) for trial in trials] == [{"loss.method": "ra_dpo2"}]
 
     def test_training_always_matters(self) -> None:
-        trials = trials_of(grid(sweep_of({"loss.method": ["dpo"], "train.optim.lr": [1e-3, 2e-3], "train.epochs": [1, 2]})))
+        trials = trials_of(
+            grid(sweep_of({"loss.method": ["dpo"], "train.optim.lr": [1e-3, 2e-3], "train.epochs": [1, 2]}))
+        )
         assert len(trials) == 4
 
     @pytest.mark.parametrize(
@@ -190,13 +206,15 @@ class TestRefusals:
         part = {"risk.measure": ["cvar", "erm"], "risk.level": [0.5, 2.0]}
         more = {} if search == "grid" else {"settings": 50}
         assert refused(sweep_of(DPO, part, search=search, **more)) == (
-            "sweep.space: risk.level: cvar takes a level in (0, 1], got 2; the tail mass kept: 1 is risk-neutral, smaller "
-            "is more averse (in the combination risk.measure cvar, risk.level 2.0)"
+            "sweep.space: risk.level: cvar takes a level in (0, 1], got 2; the tail mass kept: 1 is risk-neutral, "
+            "smaller is more averse (in the combination risk.measure cvar, risk.level 2.0)"
         )
 
     @pytest.mark.parametrize("search", ["random", "optuna"])
     @pytest.mark.parametrize(("low", "high", "wrong"), [(-0.1, 0.5, "-0.1"), (0.5, 1.5, "1.5")])
-    def test_an_end_of_a_range_that_makes_no_run_is_named(self, search: str, low: float, high: float, wrong: str) -> None:
+    def test_an_end_of_a_range_that_makes_no_run_is_named(
+        self, search: str, low: float, high: float, wrong: str
+    ) -> None:
         found = refused(sweep_of({"risk.level": {"low": low, "high": high}}, search=search, settings=1))
         assert f"got {wrong};" in found
         assert f"(in the combination risk.level {wrong})" in found

@@ -14,6 +14,7 @@ from pipeline.models.load import final_hidden, output_head
 from pipeline.models.sequences import pad_sequences
 from pipeline.records import PairTokens, TextTokens
 from pipeline.risk.head import HiddenReference, Reference, ScalarReference
+from pipeline.training.loop import TAIL, worst_mean
 from pipeline.training.preference import PreferenceTask
 from pipeline.training.sft import SFTTask, total_steps
 from pipeline.training.task import Task
@@ -196,3 +197,30 @@ class TestSFT:
 
     def test_a_budget_in_steps(self) -> None:
         assert total_steps(TEXTS, SFTConfig(steps=17)) == 17
+
+
+class TestTails:
+    @given(st.lists(st.floats(-9, 9, width=32), min_size=1, max_size=60))
+    def test_the_worst_are_the_largest_and_at_least_one(self, values: list[float]) -> None:
+        count = max(1, round(TAIL * len(values)))
+        assert worst_mean(torch.tensor(values)) == pytest.approx(sum(sorted(values)[-count:]) / count, abs=1e-5)
+
+    def test_columns_that_are_there(self, make_model: Callable[..., nn.Module]) -> None:
+        for tier, names in (
+            ("hidden", {"worst_reward_margin", "worst_chosen_kl"}),
+            ("scalar", {"worst_reward_margin"}),
+        ):
+            task = preference(make_model(), "dpo", tier)
+            assert set(task.tails) == names
+            assert {column for column, _ in task.tails.values()} <= set(task.metric_names)
+
+    def test_every_row_has_its_own_metrics(self, make_model: Callable[..., nn.Module]) -> None:
+        task, policy = preference(make_model()), make_model(seed=1)
+        batch = task.collate([0, None, 2])
+        hidden = final_hidden(policy, batch["input_ids"], batch["attention_mask"])
+        columns = task.objective(hidden, output_head(policy), batch)[1]
+        assert columns.shape == (3, len(task.metric_names))
+        assert not columns[1].any(), "padding counts for nothing"
+        for place, row in ((0, 0), (2, 2)):
+            alone = objective(task, policy, [row])[1]
+            assert columns[place].tolist() == pytest.approx(list(alone.values()), rel=1e-3, abs=1e-4)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from sweep_files import ended, finished, sweep_of, trials_of
+
+from pipeline.config import SweepConfig, Tolerance
+from pipeline.report.sweep import render_sweep
+from pipeline.sweep.judged import Ran, judge
+from pipeline.sweep.result import Facts, sweep_json
+from pipeline.sweep.space import renumbered
+
+SETTINGS = [
+    {"loss.method": "dpo"},
+    {"loss.method": "ra_dpo2", "risk.level": 0.97},
+    {"loss.method": "ra_dpo2", "risk.level": 0.5},
+]
+
+
+def facts(ran: list[Ran]) -> Facts:
+    steps = {str(one.outcome.summary): 0.2 if one.trial.run.loss.method == "dpo" else 0.3 for one in ran}
+    return Facts("made", "python jobs/sweep.py", 2, 100.0, steps, {"scalar": 4, "hidden": 400}, {"ray": "2"})
+
+
+def content(ran: list[Ran], tested: list[Ran] | None = None, **tolerance: Any) -> dict[str, Any]:
+    allowed = Tolerance(**tolerance)
+    config: SweepConfig = sweep_of({"loss.method": ["dpo"]}, seeds=[0, 1], tolerance=allowed.model_dump())
+    judged = judge(ran, allowed)
+    found = sweep_json(config, ran, judged, None if tested is None else judge(tested, allowed), facts(ran))
+    assert json.loads(json.dumps(found, allow_nan=False)), "strict JSON"
+    assert render_sweep(found).startswith("<!DOCTYPE html>")
+    return found
+
+
+def test_settings_trials_and_choice(tmp_path: Path) -> None:
+    """Two seeds of three settings; dpo drifts too far, one trial failed."""
+    trials = trials_of(SETTINGS, (0, 1))
+    drifts = (9.0, 9.0, 4.0, 4.4, 1.0, 1.0)
+    ran = [finished(tmp_path, t, drift=d, mean=0.01 * d) for t, d in zip(trials[:-1], drifts[:-1], strict=True)]
+    ran.append(ended(trials[-1], "failed", "the loss is not finite"))
+    found = content(ran, max_drift=5, cost_per_incident=10)
+    assert [one["name"] for one in found["settings"]] == ["dpo", "ra_dpo2 cvar 0.97", "ra_dpo2 cvar 0.5"]
+    assert [one["seeds"] for one in found["settings"]] == [[0, 1], [0, 1], [0]]
+    assert found["settings"][1]["figures"]["drift"]["value"] == pytest.approx(4.2)
+    assert found["settings"][0]["limits_broken"] == ["drift 9 nats (max_drift), at most 5"]
+    assert found["settings"][0]["measure"] is None
+    assert (found["settings"][2]["measure"], found["settings"][2]["level"]) == ("cvar", 0.5)
+    assert found["settings"][0]["seconds"] == 44
+    assert found["chosen"] == 2, "equal cost: less drift"
+    assert found["runner_up"] == 1
+    assert [one["state"] for one in found["trials"]] == ["finished"] * 5 + ["failed"]
+    assert found["trials"][5]["reason"] == "the loss is not finite"
+    assert found["trials"][5]["report"] is None
+    assert found["shared"]["reference_passes"] == 1
+    assert found["shared"]["stages"] == {"data": 2.0, "reference": 10.0, "sample_reference": 5.0}
+
+
+def test_reference_passes_are_counted_not_claimed(tmp_path: Path) -> None:
+    trials = trials_of(SETTINGS)
+    ran = [finished(tmp_path, t, artifacts={"reference": f"r{t.number % 2}"}) for t in trials]
+    assert content(ran)["shared"]["reference_passes"] == 2
+
+
+def test_what_a_method_costs_and_avoids(tmp_path: Path) -> None:
+    """The reference has 6% incidents; dpo's 8% lose 200 in 1,000 outputs at 10 each, ra_dpo2's best 1% avoid 500."""
+    incidents = (0.08, 0.05, 0.01)
+    ran = [finished(tmp_path, t, incidents=i) for t, i in zip(trials_of(SETTINGS), incidents, strict=True)]
+    dpo, risky = content(ran, cost_per_incident=10)["risk_cost"]
+    assert dpo["loss_avoided_per_1000"]["value"] == pytest.approx(-200)
+    assert risky["loss_avoided_per_1000"]["value"] == pytest.approx(500)
+    assert risky["loss_avoided_per_1000"]["low"] < 500 < risky["loss_avoided_per_1000"]["high"]
+    assert (dpo["reference_bytes"], risky["reference_bytes"]) == (4, 400)
+    assert (dpo["ratio_to_dpo"], risky["ratio_to_dpo"]) == (1, pytest.approx(1.5))
+    assert (dpo["settings"], risky["settings"]) == (1, 2)
+    assert content(ran)["risk_cost"][0]["loss_avoided_per_1000"] is None, "without a cost nothing can be said"
+
+
+def test_the_test_split_is_found_by_what_a_setting_is(tmp_path: Path) -> None:
+    trials = trials_of(SETTINGS)
+    ran = [finished(tmp_path, t, mean=0.1 * (t.number + 1)) for t in trials]
+    again = renumbered([trials[1].judged_by("test"), trials[2].judged_by("test")])  # the runner-up comes first
+    found = content(ran, [finished(tmp_path / "test", t, mean=0.05 * (t.number + 1)) for t in again])
+    assert [(one["role"], one["setting"]) for one in found["test"]] == [("chosen", 2), ("runner-up", 1)]
+    assert [one["figures"]["mean"]["value"] for one in found["test"]] == pytest.approx([0.1, 0.05])
+    assert found["test"][0]["verdict"] == ["Verdict of trial 1."]
+
+
+def test_nothing_keeps_the_limits(tmp_path: Path) -> None:
+    found = content([finished(tmp_path, t) for t in trials_of(SETTINGS)], max_drift=1)
+    assert found["chosen"] is None
+    assert found["chosen_command"] is None
+    assert "Nothing" in render_sweep(found)
