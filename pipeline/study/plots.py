@@ -16,7 +16,7 @@ from pipeline.study.settings import BASELINE, BETA, Setting
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PANELS = ("mean", "tail", "bits_per_byte", "repetition")
+PANELS = ("mean", "tail", "bits_per_byte", "incidents")
 # Colours told apart with any colour vision; a marker for every level, so that grey will do too.
 _LOOKS = {
     (BASELINE, None): ("#222222", "o"),

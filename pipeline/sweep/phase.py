@@ -74,19 +74,22 @@ class Phase:
         """
         if self._trials is not None:
             self._find(self._trials, store)
-        search, total = self._search()
-        known = {} if self._trials is None else self._known(self._trials)
+        search, total, known = self._search()
         if known:
-            console.line(f"= {len(known)} of {total} trials reused")
-        if self._trials is None or len(known) < len(self._trials):
+            console.line(f"= {known} of {total} trials reused")
+        if not search.exhausted():
             # Of a Ray started here: a trial is half a dozen processes, of which Ray warns on a machine of two CPUs.
             os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
             have = begin_run(self._shared, store, console)
             with joined(self._shared, console):
-                self._run_trials(search, total, len(known), store, console, have)
+                self._run_trials(search, total, known, store, console, have)
         trials = search.trials if isinstance(search, OptunaSearch) else self._trials or []
         ended = [(trial, self._files(trial).outcome()) for trial in trials]
-        return [Ran(trial, outcome) for trial, outcome in ended if outcome is not None]
+        ran = [Ran(trial, outcome) for trial, outcome in ended if outcome is not None]
+        for one in ran:
+            if one.outcome.state == "stopped early":  # its training will not go on
+                RunDirectory(self._alignment(one.trial).run_directory("align"), {}).remove()
+        return ran
 
     def shared_key(self, stage: str) -> str:
         """Key of a stage that all trials share."""
@@ -105,27 +108,29 @@ class Phase:
         tokens = Path(store.location("tokens", self.shared_key("tokens")))
         return len(share_of_groups(read_table(tokens / "train.parquet", PairTokens), share))
 
-    def _search(self) -> tuple[Search, int]:
+    def _search(self) -> tuple[Search, int, int]:
+        """The search, how many trials there are in all, and how many of them have ended for good."""
         if self._trials is None:
             assert self._sweep.settings is not None
             total = self._sweep.settings * len(self._sweep.seeds)
-            return OptunaSearch(self.base, self._sweep, self._remembered(total)), total
-        known = self._known(self._trials)
-        return ListSearch([trial for trial in self._trials if trial.number not in known]), len(self._trials)
+            remembered = self._remembered(total)
+            return OptunaSearch(self.base, self._sweep, remembered), total, len(remembered)
+        outcomes = settled(self._files(trial) for trial in self._trials)
+        left = [trial for trial, outcome in zip(self._trials, outcomes, strict=True) if outcome is None]
+        return ListSearch(left), len(self._trials), len(self._trials) - len(left)
 
     def _find(self, trials: Sequence[Trial], store: Store) -> None:
         """Take what other sweeps, or the alignment job, have finished of these trials."""
         for trial in trials:
-            files, run = self._files(trial), self._alignment(trial)
+            files = self._files(trial)
+            if files.outcome() is not None:
+                continue
+            run = self._alignment(trial)
             summary = run.published / SUMMARY
-            if files.outcome() is None and store.exists("report", run.planned["report"].key) and summary.is_file():
+            if store.exists("report", run.planned["report"].key) and summary.is_file():
                 files.prepare(trial.run)
                 found = Outcome("finished", None, 0.0, str(summary))
                 files.put(dataclasses.replace(found, seconds=Ran(trial, found).seconds))
-
-    def _known(self, trials: Sequence[Trial]) -> dict[int, Outcome]:
-        outcomes = settled(self._files(trial) for trial in trials)
-        return {t.number: found for t, found in zip(trials, outcomes, strict=True) if found is not None}
 
     def _remembered(self, total: int) -> dict[int, float | None]:
         """What a search by Optuna knew: the worth of its trials by number."""
@@ -149,7 +154,6 @@ class Phase:
         self._shared.remove_checkpoints()
         counts = counts_of(artifacts["tokens"].path)
         console.line(f"{total - done} trials, {at_once} at once; what they say: {self.directory / 'trials'}")
-        stopped: list[Trial] = []
         ended = done
 
         def config_of(trial: Trial) -> dict[str, Any]:
@@ -172,14 +176,10 @@ class Phase:
             ended += 1
             outcome = self._outcome(trial, result)
             self._files(trial).put(outcome)
-            if outcome.state == "stopped early":
-                stopped.append(trial)
             console.line(_line(trial, outcome, f"{ended} of {total}"))
             return self._worth(outcome)
 
         tune_trials(search, self._sweep, at_once, self._storage / "ray_tune", config_of, on_end)
-        for trial in stopped:
-            RunDirectory(self._alignment(trial).run_directory("align"), {}).remove()
 
     def _at_once(self) -> int:
         from pipeline.cluster import alive_nodes, node_resources, runs_that_fit

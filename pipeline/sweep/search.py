@@ -68,19 +68,22 @@ class OptunaSearch:
         """All that were handed out or known."""
 
     def next(self) -> Trial | None:
-        while True:
-            while self._waiting:
-                trial = self._waiting.pop(0)
-                self.trials.append(trial)
-                if trial.number not in self._known:
-                    return trial
-                self.tell(trial, self._known[trial.number])
-            if len(self._asked) == self._sweep.settings:
-                return None
-            self._ask()
+        if self.exhausted():
+            return None
+        self.trials.append(self._waiting.pop(0))
+        return self.trials[-1]
 
     def exhausted(self) -> bool:
-        return len(self._asked) == self._sweep.settings and not self._waiting
+        """Goes past what is known, to the next trial that is not."""
+        while not self._waiting or self._waiting[0].number in self._known:
+            if self._waiting:
+                self.trials.append(self._waiting.pop(0))
+                self.tell(self.trials[-1], self._known[self.trials[-1].number])
+            elif len(self._asked) == self._sweep.settings:
+                return True
+            else:
+                self._ask()
+        return False
 
     def tell(self, trial: Trial, worth: float | None) -> None:
         index = trial.number // len(self._sweep.seeds)
