@@ -222,7 +222,7 @@ def _expected(problem: Any, option: str) -> str:
             return f"must be below {context['lt']:g}"
         case "less_than_equal":
             return f"must be {context['le']:g} or less"
-        case "float_parsing" | "float_type":
+        case "float_parsing" | "float_type" | "finite_number":
             return "must be a number"
         case "int_parsing" | "int_type" | "int_from_float":
             return "must be a whole number"

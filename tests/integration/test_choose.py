@@ -38,7 +38,7 @@ def test_a_finished_run(finished_run: FinishedRun, tmp_path: Path) -> None:
 
 def test_a_limit_that_nothing_keeps(finished_run: FinishedRun) -> None:
     [summary] = finished_run.storage.glob("reports/*/summary.json")
-    code, said = choose(str(summary), "--split", "test", "--max_drift", "0")
+    code, said = choose(str(summary), "--split", "test", "--max_drift", "1e-9")
     assert code == 3
     assert "nothing is chosen" in said
     assert "drift " in said
@@ -54,7 +54,7 @@ def test_no_run_of_the_split(finished_run: FinishedRun) -> None:
 def test_a_limit_that_is_none() -> None:
     code, said = choose("summary.json", "--max_incidents", "5")
     assert code == 2
-    assert said.startswith("error: --max_incidents: must be a share")
+    assert said.startswith("error: --max_incidents: must be 1 or less, got 5")
 
 
 def test_no_summary(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from rich.console import Console
 
 from pipeline.config import Tolerance
-from pipeline.errors import ConfigError, EvaluationError
+from pipeline.errors import EvaluationError
+from pipeline.recipes import described
 from pipeline.selection.choose import broken, choose, expected_cost, front, objective
 from pipeline.selection.judged import FIGURES, Figure, Run, Setting, differing, read_run, settings_of
 from pipeline.selection.show import as_json, command, show
@@ -46,7 +48,7 @@ MANY = st.lists(st.tuples(figures(), st.booleans()), min_size=1, max_size=12)
 TOLERANCES = st.builds(
     Tolerance,
     tail_drop=st.none() | st.floats(0, 1),
-    max_drift=st.none() | st.floats(0, 1),
+    max_drift=st.none() | st.floats(0.001, 1),
     max_incidents=st.none() | st.floats(0, 1),
     cost_per_incident=st.none() | st.floats(0, 100),
     allow_decayed=st.booleans(),
@@ -136,14 +138,17 @@ class TestChoice:
     @pytest.mark.parametrize(
         ("limits", "message"),
         [
-            ({"tail_drop": -0.02}, "--tail_drop: must be a number, 0 or more, got -0.02"),
-            ({"max_drift": float("nan")}, "--max_drift: must be a number"),
-            ({"max_incidents": 5}, "--max_incidents: must be a share of outputs, 0 to 1, got 5"),
+            ({"tail_drop": -0.02}, "tail_drop: must be 0 or more, got -0.02"),
+            ({"max_drift": float("nan")}, "max_drift: must be a number, got nan"),
+            ({"max_drift": float("inf")}, "max_drift: must be a number, got inf"),
+            ({"max_drift": 0.0}, "max_drift: must be above 0, got 0"),
+            ({"max_incidents": 5}, "max_incidents: must be 1 or less, got 5"),
         ],
     )
     def test_limits_that_are_none(self, limits: dict[str, float], message: str) -> None:
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(ValidationError) as caught:
             Tolerance(**limits)  # type: ignore[arg-type]
+        assert described(caught.value.errors()[0]).startswith(message)
 
     def test_decay_is_never_tolerated_silently(self) -> None:
         there = settings(run("decayed", decayed=True, mean=1.0), run("sound", mean=0.0))
