@@ -40,7 +40,7 @@ test: setup ## run the tests (on the CPU); options of pytest go in ARGS
 sweep: setup ## try several settings and choose one by what is tolerated; options go in ARGS
 	@$(BIN)/python jobs/sweep.py $(ARGS)
 
-study: setup ## the evidence on what risk-awareness buys: 115 runs (an hour and a quarter), then tables and plots
+study: setup ## the evidence on what risk-awareness buys: 125 runs (an hour and a quarter), then tables and plots
 	@$(BIN)/python jobs/study.py $(ARGS)
 
 check: setup ## lint, format, types, and which module may import which

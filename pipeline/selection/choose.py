@@ -12,7 +12,7 @@ from pipeline.selection.judged import Setting
 _DIGITS = 9
 """Figures that agree to so many digits are a tie; it goes to the one that drifted less."""
 _OUTPUTS = 1000
-_FAR_BELOW = 1e9
+_FAR_BELOW = 1e30
 """Below every score and every cost."""
 _TAIL = "worst outputs {} below the reference's (tail_drop)"
 _DRIFT = "drift {} nats (max_drift)"

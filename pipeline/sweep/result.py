@@ -52,7 +52,7 @@ def sweep_json(
     """
     first = next((one.summary for one in ran if one.summary is not None), None)
     evaluation: Mapping[str, Any] = {} if first is None else first["evaluation"]
-    choice = judged.choice
+    asked, choice = ran[0].trial.run.evaluation, judged.choice
     return {
         "recipe": facts.recipe,
         "command": facts.command,
@@ -62,9 +62,9 @@ def sweep_json(
         "split": config.split,
         "num_prompts": evaluation.get("num_prompts", 0),
         "samples_per_prompt": len(evaluation.get("seeds", ())),
-        "tail_fraction": evaluation.get("tail_fraction"),
-        "primary_scorer": evaluation.get("primary_scorer"),
-        "incident_below": evaluation.get("incident_below"),
+        "tail_fraction": asked.tail_fraction,
+        "primary_scorer": asked.primary_scorer,
+        "incident_below": asked.incident_below,
         "tolerance": config.tolerance.model_dump(),
         "dimensions": list(dict.fromkeys(name for one in ran for name in one.trial.options)),
         "settings": [_setting(judged, index, config.tolerance, facts) for index in range(len(judged.settings))],

@@ -103,7 +103,9 @@ class OptunaSearch:
         index = len(self._asked)
         # A sampler of its own for each: the state of one that lives on would hang on how often it was asked before.
         self._study.sampler = optuna.samplers.TPESampler(
-            seed=self._sweep.search_seed * 100_003 + index, multivariate=False, n_startup_trials=_startup(self._sweep)
+            seed=(self._sweep.search_seed * 100_003 + index) % 2**32,
+            multivariate=False,
+            n_startup_trials=_startup(self._sweep),
         )
         asked = self._study.ask()
         number = asked.suggest_int(_PART, 0, len(self._sweep.space) - 1) if len(self._sweep.space) > 1 else 0

@@ -1,20 +1,25 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sweep_files import ended, finished, sweep_of, trials_of
 
 from pipeline.config import SweepConfig, Tolerance
 from pipeline.report.sweep import render_sweep
+from pipeline.report.sweep.tables import setting_of
 from pipeline.sweep.judged import Ran, judge
 from pipeline.sweep.result import Facts, sweep_json
-from pipeline.sweep.space import renumbered
+from pipeline.sweep.space import grid, renumbered
 
 SETTINGS = [
     {"loss.method": "dpo"},
@@ -89,6 +94,75 @@ def test_the_test_split_is_found_by_what_a_setting_is(tmp_path: Path) -> None:
     assert [(one["role"], one["setting"]) for one in found["test"]] == [("chosen", 2), ("runner-up", 1)]
     assert [one["figures"]["mean"]["value"] for one in found["test"]] == pytest.approx([0.1, 0.05])
     assert found["test"][0]["verdict"] == ["Verdict of trial 1."]
+
+
+def test_nothing_finished() -> None:
+    found = content([ended(trial, "failed", "the loss is not finite") for trial in trials_of(SETTINGS)])
+    assert (found["settings"], found["chosen"], found["runner_up"], found["test"]) == ([], None, None, [])
+    assert found["reference"] is None
+    assert found["risk_cost"] == []
+    assert found["shared"]["reference_passes"] == 0
+    assert found["tail_fraction"] == 0.1
+    assert "Nothing can be chosen: no trial finished." in render_sweep(found)
+    assert "the loss is not finite" in render_sweep(found)
+
+
+def test_every_trial_finds_its_setting(tmp_path: Path) -> None:
+    """Those of dpo name no level, those of ra_dpo2 do; the options that a method does not read are named by none."""
+    space = {"loss.method": ["dpo", "ra_dpo2"], "risk.level": [0.97, 0.5], "loss.beta": [0.1, 0.2]}
+    trials = trials_of(grid(sweep_of(space)), (0, 1))
+    found = content([finished(tmp_path, trial, mean=0.01 * trial.number) for trial in trials])
+    names = [setting_of(found, one["options"])["name"] for one in found["trials"]]
+    assert names == [name for one in found["settings"] for name in [one["name"]] * 2]
+    assert len(set(names)) == 6
+    assert found["dimensions"] == ["loss.method", "loss.beta", "risk.level"]
+
+
+def test_without_intervals_nothing_is_made_up(tmp_path: Path) -> None:
+    found = content([finished(tmp_path, trial, half=None) for trial in trials_of(SETTINGS)], cost_per_incident=10)
+    assert found["settings"][0]["figures"]["mean"] == {"value": 0.2, "low": None, "high": None}
+    avoided = found["risk_cost"][0]["loss_avoided_per_1000"]
+    assert avoided == {"value": pytest.approx(100), "low": None, "high": None}
+
+
+def test_what_is_not_known_of_a_step_is_left_open(tmp_path: Path) -> None:
+    ran = [finished(tmp_path, trial) for trial in trials_of(SETTINGS)]
+    judged, known = judge(ran, Tolerance()), dataclasses.replace(facts(ran), seconds_per_step={})
+    found = sweep_json(sweep_of({"loss.beta": [0.1]}), ran, judged, None, known)
+    assert [row["seconds_per_step"] for row in found["risk_cost"]] == [None, None]
+    assert [row["ratio_to_dpo"] for row in found["risk_cost"]] == [None, None]
+    json.dumps(found, allow_nan=False)
+    render_sweep(found)
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-1, 1), st.floats(-1, 1), st.floats(0, 1), st.floats(0, 50), st.booleans()),
+        min_size=3,
+        max_size=3,
+    ),
+    st.sampled_from([None, 0.05]),
+    st.fixed_dictionaries(
+        {
+            "tail_drop": st.none() | st.floats(0, 1),
+            "max_drift": st.none() | st.floats(0.1, 50),
+            "cost_per_incident": st.none() | st.floats(0, 1e9),
+            "whole_interval": st.booleans(),
+        }
+    ),
+)
+@settings(deadline=None, max_examples=8)
+def test_any_figures_make_a_page(points: list[Any], half: float | None, tolerance: dict[str, Any]) -> None:
+    names = ("mean", "tail", "incidents", "drift", "decayed")
+    with tempfile.TemporaryDirectory() as folder:
+        trials = trials_of(SETTINGS)
+        ran = [
+            finished(Path(folder), trial, half=half, **dict(zip(names, point, strict=True)))
+            for trial, point in zip(trials, points, strict=True)
+        ]
+        found = content(ran, **tolerance)
+    chosen = found["chosen"]
+    assert chosen is None or found["settings"][chosen]["limits_broken"] == []
 
 
 def test_nothing_keeps_the_limits(tmp_path: Path) -> None:

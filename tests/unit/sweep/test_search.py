@@ -1,24 +1,28 @@
 from __future__ import annotations
 
+import functools
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sweep_files import base_run, sweep_of, trials_of
 
 from pipeline.config import SweepConfig
 from pipeline.sweep.search import ListSearch, OptunaSearch
-from pipeline.sweep.space import Trial
+from pipeline.sweep.space import Trial, drawn
 
 SPACE = ({"risk.level": {"low": 0.05, "high": 1.0}, "loss.beta": {"low": 0.01, "high": 1.0, "log": True}},)
 
 
-def optuna(settings: int, *parts: dict, seeds: tuple[int, ...] = (0,), search_seed: int = 0) -> SweepConfig:
-    space = parts or SPACE
-    return sweep_of(*space, search="optuna", settings=settings, seeds=seeds, search_seed=search_seed)
+def optuna(count: int, *parts: Mapping[str, Any], seeds: tuple[int, ...] = (0,), search_seed: int = 0) -> SweepConfig:
+    return sweep_of(*(parts or SPACE), search="optuna", settings=count, seeds=seeds, search_seed=search_seed)
 
 
 def worth(trial: Trial) -> float:
@@ -53,13 +57,103 @@ def test_a_search_goes_where_it_is_better() -> None:
         assert sorted(values[20:])[5] > sorted(values[:10])[5]
 
 
-@pytest.mark.parametrize("known", [0, 1, 4, 7, 11])
-def test_a_resumed_search_goes_on_as_it_would_have(known: int) -> None:
-    whole = run_out(OptunaSearch(base_run(), optuna(12), {}))
-    resumed = OptunaSearch(base_run(), optuna(12), {trial.number: worth(trial) for trial in whole[:known]})
-    left = run_out(resumed)
-    assert left == whole[known:]
+def test_it_finds_the_better_half_more_often_than_chance() -> None:
+    """Two of the four levels are good. Of what the search tries once it has something to go by, far more than half is;
+    of what is drawn, about half."""
+    levels = {"risk.level": [0.2, 0.4, 0.6, 0.8]}
+    shares = []
+    for seed in range(8):
+        search = OptunaSearch(base_run(), optuna(16, levels, search_seed=seed), {})
+        trials = []
+        while (trial := search.next()) is not None:
+            trials.append(trial)
+            search.tell(trial, float(trial.run.risk.level < 0.5))
+        shares += [trial.run.risk.level < 0.5 for trial in trials[5:]]
+    blind = [
+        one["risk.level"] < 0.5
+        for seed in range(8)
+        for one in drawn(sweep_of(levels, search="random", settings=11, search_seed=seed))
+    ]
+    assert sum(blind) / len(blind) < 0.65
+    assert sum(shares) / len(shares) > 0.75
+
+
+UNION = (
+    {"loss.method": ["dpo"], "loss.beta": {"low": 0.01, "high": 1.0, "log": True}},
+    {"loss.method": ["ra_dpo1", "ra_dpo2"], "risk.level": [0.9, 0.5, 0.3]},
+)
+
+
+@functools.cache
+def uninterrupted(union: bool, seeds: tuple[int, ...], failing: frozenset[int]) -> tuple[list[Trial], dict[int, Any]]:
+    """All trials of a search of ten settings with one run at a time, and what each was worth."""
+    search = OptunaSearch(base_run(), optuna(10, *(UNION if union else SPACE), seeds=seeds), {})
+    trials: list[Trial] = []
+    told: dict[int, float | None] = {}
+    while (trial := search.next()) is not None:
+        trials.append(trial)
+        told[trial.number] = None if trial.number in failing else worth(trial)
+        search.tell(trial, told[trial.number])
+    return trials, told
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.integers(0, 30),
+    st.booleans(),
+    st.sampled_from([(0,), (4, 2), (0, 1, 2)]),
+    st.sampled_from([frozenset[int](), frozenset({0, 3, 4})]),
+)
+def test_a_resumed_search_goes_on_as_it_would_have(
+    done: int, union: bool, seeds: tuple[int, ...], failing: frozenset[int]
+) -> None:
+    """Whenever it is interrupted, between the seeds of a setting too, and whatever was ended early."""
+    whole, told = uninterrupted(union, seeds, failing)
+    done = min(done, len(whole))
+    config = optuna(10, *(UNION if union else SPACE), seeds=seeds)
+    resumed = OptunaSearch(base_run(), config, {number: told[number] for number in range(done)})
+    assert resumed.exhausted() == (done == len(whole))
+    assert run_out(resumed, told) == whole[done:]
     assert resumed.trials == whole, "what was known is listed too"
+
+
+class TestOutcomesKeepTheirSettings:
+    """What is known of a trial, by its number, is told of the setting that it was run with."""
+
+    def resumed(self, before: list[Trial], config: SweepConfig, gone: frozenset[int] = frozenset()) -> list[Trial]:
+        known = {trial.number: worth(trial) for trial in before if trial.number not in gone}
+        search = OptunaSearch(base_run(), config, known)
+        run_out(search)
+        return search.trials[: len(before)]
+
+    @pytest.mark.xfail(strict=True, reason="how many are drawn blindly hangs on sweep.settings, the key does not")
+    def test_when_more_settings_are_asked_for(self) -> None:
+        before = run_out(OptunaSearch(base_run(), optuna(12), {}))
+        assert self.resumed(before, optuna(30)) == before
+
+    @pytest.mark.xfail(strict=True, reason="a failed trial that now finishes changes what is suggested after it")
+    def test_when_a_failed_trial_is_tried_again(self) -> None:
+        search, before = OptunaSearch(base_run(), optuna(12), {}), []
+        while (trial := search.next()) is not None:
+            before.append(trial)
+            search.tell(trial, None if trial.number == 5 else worth(trial))
+        assert self.resumed(before, optuna(12), frozenset({5})) == before
+
+    @pytest.mark.xfail(strict=True, reason="a suggestion hangs on which trials had ended when it was asked for")
+    def test_when_several_ran_side_by_side(self) -> None:
+        search = OptunaSearch(base_run(), optuna(12), {})
+        before: list[Trial] = []
+        running: list[Trial] = []
+        while running or not search.exhausted():
+            while len(running) < 2 and (trial := search.next()) is not None:
+                running.append(trial)
+                before.append(trial)
+            search.tell(running[0], worth(running.pop(0)))
+        assert self.resumed(before, optuna(12)) == before
+
+
+def test_any_seed_that_the_configuration_takes() -> None:
+    assert len(run_out(OptunaSearch(base_run(), optuna(3, search_seed=20_261_126), {}))) == 3
 
 
 def test_every_setting_is_run_with_every_seed_and_told_by_the_mean() -> None:
@@ -87,10 +181,12 @@ def test_side_by_side_the_next_is_asked_for_before_the_first_has_ended() -> None
     assert first is not None
     assert second is not None
     assert first.options != second.options
+    assert not search.exhausted()
     search.tell(second, 0.0)
     search.tell(first, 1.0)
     assert search.next() is not None
     assert search.exhausted()
+    assert search.next() is None
 
 
 def test_a_union_of_spaces() -> None:
