@@ -172,7 +172,13 @@ class _Sweep:
         config = self._config.model_copy(update={"early_stop": "none"})
         _, ran = self._round(base_run(trials[0].run, "test"), renumbered(trials), config)
         finished = [one for one in ran if one.outcome.summary is not None]
-        return judge(finished, self._config.tolerance) if finished else None
+        if not finished:
+            return None
+        tested = judge(finished, self._config.tolerance)
+        for index, reasons in enumerate(tested.choice.reasons):
+            said = f"breaks: {'; '.join(reasons)}" if reasons else "keeps every limit"
+            self._console.line(f"by the test split {tested.name(index)} {said}")
+        return tested
 
     def _publish(
         self, phase: Phase, ran: Sequence[Ran], judged: Judged, tested: Judged | None, pilot: dict[str, Any] | None

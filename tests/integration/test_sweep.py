@@ -134,12 +134,12 @@ def test_killed_twice_at_random(finished_run: FinishedRun, tmp_path: Path) -> No
 def test_ended_early(finished_run: FinishedRun, tmp_path: Path) -> None:
     """A rate at which nothing is learned is behind; its run is ended, and not begun again."""
     storage = tmp_path / "runs"
-    space = "{loss.method: [ra_dpo2], train.optim.lr: [3.0e-3, 1.0e-9], train.eval_every_steps: [1]}"
-    more = ("--sweep.early_stop", "asha", "--sweep.early_stop_metric", "reward_accuracy", "--sweep.trials_at_once", "1")
+    space = "{loss.method: [ra_dpo2], train.optim.lr: [4.0e-3, 1.0e-7], train.eval_every_steps: [1]}"
+    more = ("--sweep.early_stop", "asha", "--sweep.trials_at_once", "1")
     given = arguments(finished_run, storage, space, "--train.max_steps", "40", "--train.epochs", "9", *more)
     code, output = job.run(given, 900, "sweep.py")
     assert code == 0, output
-    assert "stopped early: reward_accuracy" in output
+    assert "stopped early: worst_reward_margin" in output
     assert not list(storage.glob("checkpoints/align-*")), "what was ended early leaves no checkpoint"
     code, output = job.run(given, 900, "sweep.py")
     assert code == 0, output

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ray.exceptions import RayTaskError
 
 from pipeline.cli import JobRequest, parse_job, run_job
+from pipeline.config import Range
 from pipeline.errors import ArtifactError, ConfigError, DataError
 from pipeline.recipes import load_recipe, options, resolve
 
@@ -227,6 +228,39 @@ class TestSweepOptions:
         assert "unknown option --pilot" in refusal(capsys, "--pilot", "0.1")
         assert self.sweep("--sweep.seeds", "1", "2").run.sweep.seeds == (1, 2)
 
+    def test_all_belong_to_the_sweep_and_none_to_another_job(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "120")
+        for name in options():
+            if name.startswith("sweep."):
+                assert f"--{name} belongs to sweep.py: leave it out here" in refusal(capsys, f"--{name}=1")
+        with pytest.raises(SystemExit):
+            self.sweep("--help")
+        text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert all(f"--{name} " in text for name in options())
+        assert "--pilot SHARE First try everything on this share" in text
+
+    def test_the_recipes_space_gives_way_to_the_given_one(self, tmp_path: Path) -> None:
+        recipe = tmp_path / "mine.yaml"
+        recipe.write_text(
+            "data: {path: pairs.jsonl}\nmodel: {path: some/model}\n"
+            "sweep: {seeds: [0, 1], space: {loss.beta: [0.1]}, tolerance: {max_drift: 5, tail_drop: 0.1}}\n"
+        )
+        given = (
+            "--sweep.space",
+            "risk.level: {low: 0.1, high: 0.5}",
+            "--sweep.search",
+            "random",
+            "--sweep.settings",
+            "3",
+        )
+        found = self.sweep("--recipe", str(recipe), *given, "--sweep.tolerance.tail_drop", "none").run.sweep
+        assert found.space == ({"risk.level": Range(low=0.1, high=0.5)},)
+        assert (found.settings, found.seeds) == (3, (0, 1))
+        assert (found.tolerance.max_drift, found.tolerance.tail_drop) == (5, None)
+        assert parse("--recipe", str(recipe)).run.sweep.space == ({"loss.beta": (0.1,)},), "read, not used"
+
     def test_a_space_is_yaml(self) -> None:
         both = ({"risk.level": (0.5, 0.9)}, {"loss.method": ("dpo",)})
         space = "[{risk.level: [0.5, 0.9]}, {loss.method: [dpo]}]"
@@ -248,6 +282,17 @@ class TestSweepOptions:
             self.sweep("--sweep.space", space)
         assert caught.value.code == 2
         assert message in capsys.readouterr().err
+
+    @pytest.mark.xfail(
+        strict=True, reason="a name with a dot is left out of the place; it asks for --sweep.space[0].range.high"
+    )
+    @pytest.mark.parametrize("values", ["0.5", "{low: 0.1}", "{low: 0.1, hihg: 0.5}"])
+    def test_a_faulty_value_is_named_with_its_option(self, capsys: pytest.CaptureFixture[str], values: str) -> None:
+        with pytest.raises(SystemExit):
+            self.sweep(
+                "--sweep.space", f"{{risk.level: {values}}}", "--sweep.search", "random", "--sweep.settings", "1"
+            )
+        assert "risk.level" in capsys.readouterr().err
 
     @pytest.mark.parametrize("share", ["0", "1", "2", "-0.1", "x", "nan"])
     def test_a_pilot_is_a_share(self, capsys: pytest.CaptureFixture[str], share: str) -> None:

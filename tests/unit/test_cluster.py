@@ -236,3 +236,32 @@ class TestRunsThatFit:
         for _ in range(runs_that_fit(nodes, config) * workers):
             where = next(place for place, left in enumerate(free) if left >= cpus)
             free[where] -= cpus
+
+    @given(
+        st.lists(st.fixed_dictionaries({"CPU": st.integers(0, 6), "GPU": st.integers(0, 2)}), max_size=3),
+        st.integers(1, 4),
+        *[st.tuples(st.sampled_from([1, 5, 10, 20]), st.sampled_from([0, 2, 5, 10]))] * 2,
+    )
+    def test_it_is_the_brute_force_count(
+        self, nodes: list[Any], workers: int, worker: tuple[int, int], actor: tuple[int, int]
+    ) -> None:
+        """Amounts in tenths, so that the count is exact: runs are added while all their workers find a place, and while
+        one actor of each does."""
+
+        def most(group: int, needs: tuple[int, int]) -> int:
+            free = [[10 * node["CPU"], 10 * node["GPU"]] for node in nodes]
+            placed = 0
+            while node := next((node for node in free if node[0] >= needs[0] and node[1] >= needs[1]), None):
+                node[0] -= needs[0]
+                node[1] -= needs[1]
+                placed += 1
+            return placed // group
+
+        config = ClusterConfig(
+            num_workers=workers,
+            cpus_per_worker=worker[0] / 10,
+            gpus_per_worker=worker[1] / 10,
+            cpus_per_actor=actor[0] / 10,
+            gpus_per_actor=actor[1] / 10,
+        )
+        assert runs_that_fit(nodes, config) == min(most(workers, worker), most(1, actor))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -7,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import BUILD_GPT_NEOX, RISK_METHODS, SEQUENTIAL_METHODS, RunConfig
+from pipeline.config import (
+    BUILD_GPT_NEOX,
+    RISK_METHODS,
+    SEQUENTIAL_METHODS,
+    Range,
+    RunConfig,
+    SweepConfig,
+    Tolerance,
+)
 from pipeline.recipes import options, resolved_yaml, section_of
 
 
@@ -72,6 +81,79 @@ def test_what_cannot_work_is_refused_with_the_fix(sections: dict[str, Any], mess
     with pytest.raises(ValidationError) as caught:
         run(**sections)
     assert message in str(caught.value)
+
+
+class TestSweep:
+    @pytest.mark.parametrize(
+        ("tolerance", "message"),
+        [
+            ({"tail_drop": -0.1}, "greater than or equal to 0"),
+            ({"tail_drop": float("inf")}, "finite number"),
+            ({"max_drift": 0}, "greater than 0"),
+            ({"max_drift": float("nan")}, "max_drift"),
+            ({"max_incidents": 1.1}, "less than or equal to 1"),
+            ({"max_incidents": -0.1}, "greater than or equal to 0"),
+            ({"cost_per_incident": -1}, "greater than or equal to 0"),
+            ({"cost_per_incident": float("inf")}, "finite number"),
+            ({"max_drfit": 3}, "Extra inputs"),
+        ],
+    )
+    def test_what_is_no_tolerance(self, tolerance: dict[str, Any], message: str) -> None:
+        for build in (Tolerance.model_validate, lambda values: run(sweep={"tolerance": values})):
+            with pytest.raises(ValidationError) as caught:
+                build(tolerance)
+            assert message in str(caught.value)
+
+    @given(st.floats(), st.floats(), st.booleans())
+    def test_a_range_has_a_lower_and_a_higher_end(self, low: float, high: float, log: bool) -> None:
+        if -math.inf < low < high < math.inf and (low > 0 or not log):
+            found = Range(low=low, high=high, log=log)
+            assert (found.low, found.high, found.log) == (low, high, log)
+        else:
+            with pytest.raises(
+                ValidationError, match=r"sweep\.space: a range (needs low below high|with log starts above 0)"
+            ):
+                Range(low=low, high=high, log=log)
+
+    @pytest.mark.parametrize(
+        ("sweep", "message"),
+        [
+            ({"seeds": []}, "sweep.seeds must be one or more different numbers, none negative"),
+            ({"seeds": [1, 1]}, "sweep.seeds must be"),
+            ({"seeds": [-1]}, "sweep.seeds must be"),
+            ({"settings": 3}, "leave it out with grid"),
+            ({"search": "random"}, "set it with these"),
+            ({"search": "optuna"}, "set it with these"),
+            ({"search": "optuna", "settings": 0}, "greater than 0"),
+            ({"early_stop_factor": 1}, "greater than or equal to 2"),
+            ({"pilot_keep": 0}, "greater than 0"),
+            ({"trials_at_once": 0}, "greater than 0"),
+            ({"space": [["risk.level"]]}, "valid dictionary"),
+            ({"space": {"risk.level": 0.5}}, "valid tuple"),
+            ({"space": {"risk.level": {"low": 0.5}}}, "Field required"),
+        ],
+    )
+    def test_what_is_no_sweep(self, sweep: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValidationError) as caught:
+            run(sweep=sweep)
+        assert message in str(caught.value)
+
+    def test_a_single_part_need_not_stand_in_a_list(self) -> None:
+        part = {"risk.level": [0.9, 0.5], "loss.beta": {"low": 0.01, "high": 1, "log": True}}
+        found = SweepConfig.model_validate({"space": part}).space
+        assert found == ({"risk.level": (0.9, 0.5), "loss.beta": Range(low=0.01, high=1, log=True)},)
+        assert SweepConfig.model_validate({"space": [part]}).space == found
+        assert (
+            SweepConfig.model_validate({"space": None}).space == SweepConfig.model_validate({"space": {}}).space == ()
+        )
+
+    def test_early_stopping_needs_what_it_watches(self) -> None:
+        scalar = {"reference": {"tier": "scalar"}, "loss": {"method": "dpo"}}
+        watched = {"early_stop": "asha", "early_stop_metric": "worst_chosen_kl"}
+        assert run(sweep=watched).sweep.early_stop == "asha"
+        with pytest.raises(ValidationError, match="set another metric, or --reference"):
+            run(**scalar, sweep=watched)
+        run(**scalar, sweep=watched | {"early_stop": "none"})
 
 
 @settings(deadline=None)

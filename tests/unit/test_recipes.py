@@ -48,6 +48,27 @@ def test_numbers_survive_the_resolved_yaml_exactly(level: float, lr: float) -> N
     assert again.train.optim.lr == lr
 
 
+NUMBERS = st.floats(1e-9, 1e9)
+PARTS = st.dictionaries(
+    st.sampled_from(["loss.beta", "risk.level", "train.optim.lr"]),
+    st.lists(st.none() | st.booleans() | st.text(max_size=5) | NUMBERS, min_size=1, max_size=3)
+    | st.tuples(NUMBERS, NUMBERS, st.booleans())
+    .filter(lambda ends: ends[0] < ends[1])
+    .map(lambda ends: {"low": ends[0], "high": ends[1], "log": ends[2]}),
+    min_size=1,
+)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(PARTS, max_size=3))
+def test_a_sweep_survives_the_resolved_yaml_and_none_leaves_no_section(parts: list[dict[str, Any]]) -> None:
+    plain = {"data": {"path": "pairs.jsonl"}, "model": {"path": "some/model"}}
+    run = resolve(Recipe("made", Path("made.yaml"), plain | {"sweep": {"space": parts}}), {})
+    values = yaml.safe_load(resolved_yaml(run))
+    assert ("sweep" in values) == bool(parts)
+    assert resolve(Recipe("again", Path("again.yaml"), values), {}) == run
+
+
 def test_overrides_are_judged_together_with_the_recipe_not_before(tmp_path: Path) -> None:
     scalar = MINIMAL + "reference: {tier: scalar}\n"
     assert "loss.method" in refusal(tmp_path, scalar)

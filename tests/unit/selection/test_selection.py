@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -182,11 +183,11 @@ INFINITE = {"value": float("inf"), "low": None, "high": None}
 def summary(**changes: Any) -> dict[str, Any]:
     """A summary.json with what is read of it; ``a__b`` names a place."""
     one = {"value": 0.1, "low": 0.0, "high": 0.2}
-    side = {"mean": one, "tail_mean": one, "incident_share": one}
+    side, gain = ({"mean": one, "tail_mean": one, "incident_share": one} for _ in range(2))
     found: dict[str, Any] = {
         "evaluation": {
             "primary_scorer": "vader",
-            "scorers": {"vader": {"policy": side, "difference": side}},
+            "scorers": {"vader": {"policy": side, "difference": gain}},
             "pairs": {"chosen_risk": {"kl": one | {"low": None, "high": None}}, "reward_accuracy": one},
             "split": "validation",
             "prompt_set": "abc",
@@ -230,8 +231,18 @@ class TestReading:
         }
         assert found.figures["mean"] == Figure(0.1, 0.0, 0.2)
         assert found.figures["drift"] == Figure(0.1, None, None)
+        assert set(found.figures) == set(FIGURES)
         assert found.recipe == tmp_path / "a" / "run.yaml"
         assert found.storage is None
+
+    def test_gains_are_the_differences_and_not_the_policys_figures(self, tmp_path: Path) -> None:
+        more = {"value": 0.3, "low": 0.2, "high": 0.4}
+        names = {"mean": "mean_gain", "tail_mean": "tail_gain", "incident_share": "incidents_gain"}
+        for place, name in names.items():
+            path = write(tmp_path, name, **{f"evaluation__scorers__vader__difference__{place}": more})
+            found = read_run(path).figures
+            assert found[name] == Figure(0.3, 0.2, 0.4)
+            assert [found[other] for other in ("mean", "tail", "incidents")] == [Figure(0.1, 0.0, 0.2)] * 3
 
     def test_where_it_was_run(self, tmp_path: Path) -> None:
         (tmp_path / "reports").mkdir()
@@ -339,6 +350,31 @@ class TestObjective:
         there = settings(run("far", drift=9.0, mean=1.0), run("near", drift=6.0), run("within", drift=5.0, mean=-1.0))
         far, near, within = (objective(setting, Tolerance(max_drift=5)) for setting in there)
         assert far < near < within
+        decayed = settings(run("decayed", decayed=True, mean=1.0), run("decayed and far", decayed=True, drift=9.0))
+        alone, worse = (objective(setting, Tolerance(max_drift=5)) for setting in decayed)
+        assert worse <= far < near < alone < within
+        assert objective(decayed[0], Tolerance(allow_decayed=True)) == 1.0
         both = settings(run("two", drift=6.0, tail_gain=-0.5), run("one", drift=6.0))
         two, one = (objective(setting, Tolerance(max_drift=5, tail_drop=0.1)) for setting in both)
         assert two < one
+
+    @given(st.lists(st.floats(0.1, 100).map(lambda value: round(value, 3)), min_size=2, max_size=6))
+    def test_it_falls_with_every_excess(self, drifts: list[float]) -> None:
+        limit = Tolerance(max_drift=5)
+        values = [(drift, objective(setting, limit)) for drift in drifts for setting in settings(run(drift=drift))]
+        over = sorted((drift, value) for drift, value in values if drift > 5)
+        for (less, better), (more, worse) in itertools.pairwise(over):
+            assert better > worse if more > less else better == worse
+
+    def test_no_cost_is_so_high_that_a_limit_broken_is_better(self) -> None:
+        """Three in five outputs at two million each."""
+        costly, decayed = settings(run("costly", incidents=0.6), run("decayed", decayed=True))
+        tolerance = Tolerance(cost_per_incident=2e6)
+        assert objective(costly, tolerance) == pytest.approx(-1.2e9)
+        assert objective(costly, tolerance) > objective(decayed, tolerance)
+
+    def test_whole_intervals(self) -> None:
+        inside, unknown = settings(run("a", drift=(4.0, 3.0, 6.0)), run("b", drift=(4.0, None, None)))
+        assert objective(inside, Tolerance(max_drift=5)) == objective(unknown, Tolerance(max_drift=5)) == 0
+        whole = Tolerance(max_drift=5, whole_interval=True)
+        assert objective(unknown, whole) < objective(inside, whole) < -1

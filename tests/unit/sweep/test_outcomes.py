@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sweep_files import base_run
@@ -26,9 +32,54 @@ def test_an_outcome_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
     done = Outcome("finished", None, 3.5, str(summary))
     files.put(done)
     assert TrialFiles(tmp_path, "made", 0).outcome() == done
-    torn = (files.folder / "outcome.json").read_text()[:-9]
-    (files.folder / "outcome.json").write_text(torn)
+    whole = (files.folder / "outcome.json").read_text()
+    for length in range(len(whole)):
+        (files.folder / "outcome.json").write_text(whole[:length])
+        assert files.outcome() is None
+
+
+def test_a_kill_while_an_outcome_is_written_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, before = TrialFiles(tmp_path, "made", 0), Outcome("stopped early", "behind", 3.5, None)
+    files.prepare(base_run())
+    files.put(before)
+    written = Path.write_text
+
+    def killed(path: Path, text: str, **options: Any) -> int:
+        written(path, text[: len(text) // 2], **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        files.put(Outcome("failed", "another", 1.0, None))
+    monkeypatch.undo()
+    assert files.outcome() == before
+    files.put(Outcome("failed", "another", 1.0, None))
+    assert files.outcome() == Outcome("failed", "another", 1.0, None)
+    assert sorted(path.name for path in files.folder.iterdir()) == ["made.yaml", "outcome.json"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"null", b"3", b'"finished"', b"{}", b'{"state": "finished"}', b"\xff", b'{"state": "x", "y": 1}'],
+)
+def test_a_file_that_is_no_outcome(tmp_path: Path, content: bytes) -> None:
+    files = TrialFiles(tmp_path, "made", 0)
+    files.prepare(base_run())
+    (files.folder / "outcome.json").write_bytes(content)
     assert files.outcome() is None
+    assert settled([files]) == [None]
+
+
+@settings(deadline=None)
+@given(st.text(), st.floats(0, 1e9))
+def test_any_reason_comes_back(tmp_path_factory: pytest.TempPathFactory, reason: str, seconds: float) -> None:
+    files = TrialFiles(tmp_path_factory.mktemp("sweep"), "made", 12345)
+    files.prepare(base_run())
+    files.put(Outcome("failed", reason, seconds, None))
+    assert files.outcome() == Outcome("failed", reason, seconds, None)
+    assert json.loads((files.folder / "outcome.json").read_text(encoding="utf-8"))["state"] == "failed"
 
 
 def test_a_result_that_is_gone_is_no_outcome(tmp_path: Path) -> None:
@@ -52,5 +103,9 @@ def test_the_last_error_of_a_log(tmp_path: Path) -> None:
     assert "cannot be read" in last_error(log)
     log.write_text("> align started\nerror: the first\n" + "noise\n" * 9_000 + "error: the loss\nis not finite\n")
     assert last_error(log) == "the loss\nis not finite"
+    log.write_bytes(b"\xff\xfe error: \xff is no text\n")
+    assert last_error(log) == "\ufffd is no text"
+    log.write_text("error: too long ago\n" + "noise\n" * 9_000)
+    assert last_error(log) == f"it ended without a word; its output is {log}"
     log.write_text("Killed\n")
     assert last_error(log) == f"it ended without a word; its output is {log}"

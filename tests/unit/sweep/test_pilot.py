@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from sweep_files import finished, setting, trials_of
 
 from pipeline.config import Tolerance
 from pipeline.selection.choose import choose
-from pipeline.sweep.judged import judge
+from pipeline.sweep.judged import Judged, judge
 from pipeline.sweep.pilot import agreement, held_against, pilot_facts, promising
 
 BETAS = [{"loss.beta": beta} for beta in (0.1, 0.2, 0.3, 0.4)]
@@ -62,6 +63,42 @@ def test_agreement_of_orders() -> None:
     assert found["tail"] == pytest.approx(-1)
     assert found["drift"] is None, "an order that is all ties agrees with none"
     assert set(agreement(one[:2], other[:2]).values()) == {None}
+
+
+def test_limits_drop_none() -> None:
+    """None keeps them: the front goes on all the same, those nearest to the limits first."""
+    settings = [setting(str(k), mean=0.1 * k, drift=10.0 + k) for k in range(4)]
+    assert kept(settings, Tolerance(max_drift=5), 0.5) == [0, 1]
+    assert kept(settings[:1], Tolerance(max_drift=5), 0.5) == [0]
+    costly = [setting(str(k), mean=0.1 * k, incidents=0.1 * k, drift=1.0 + k) for k in range(4)]
+    assert kept(costly, Tolerance(cost_per_incident=1), 0.5) == [0, 1], "by what is chosen by"
+
+
+@given(st.permutations([0.1, 0.2, 0.3, 0.4, 0.5]))
+def test_agreement_is_the_share_of_pairs_in_the_same_order_less_the_others(order: list[float]) -> None:
+    one = [setting(str(k), mean=0.1 * k) for k in range(5)]
+    other = [setting(str(k), mean=value) for k, value in enumerate(order)]
+    signs = [1 if order[i] < order[k] else -1 for k in range(5) for i in range(k)]
+    assert agreement(one, other)["mean"] == pytest.approx(sum(signs) / len(signs))
+
+
+def made(folder: Path, drift: float, **changed: Any) -> Judged:
+    ran = [finished(folder, trial, drift=drift, mean=0.1 * trial.number, **changed) for trial in trials_of(BETAS[:2])]
+    return judge(ran, Tolerance(max_drift=5))
+
+
+def test_without_a_choice_there_is_none_to_compare(tmp_path: Path) -> None:
+    none, one = made(tmp_path / "a", 6.0), made(tmp_path / "b", 4.0)
+    assert pilot_facts(none, [0, 1], 0.1, 150)["chosen"] is None
+    assert held_against(none, one)["same_choice"] is None
+    assert held_against(one, none)["same_choice"] is None
+    assert held_against(one, none)["chosen_on_everything"] is None
+    assert held_against(one, one)["same_choice"] is True
+
+
+def test_a_pilot_that_drops_nothing_costs_its_time(tmp_path: Path) -> None:
+    """Two settings at 44 s each, both repeated."""
+    assert held_against(made(tmp_path / "a", 4.0), made(tmp_path / "b", 4.0))["seconds_saved"] == -88
 
 
 def test_what_it_saved(tmp_path: Path) -> None:

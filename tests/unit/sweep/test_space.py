@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -42,6 +42,7 @@ class TestGrid:
             {"loss.method": "ra_dpo2", "risk.level": 0.5},
         ]
 
+    @settings(deadline=None)
     @given(
         st.lists(st.dictionaries(st.sampled_from("abcd"), st.lists(st.integers(), min_size=1, max_size=3)), max_size=3)
     )
@@ -156,6 +157,15 @@ class TestDrawn:
         shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
         assert shown.stdout.strip() == str(drawn(self.sweep(7, 3)))
 
+    @settings(deadline=None)
+    @given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6), st.booleans())
+    def test_a_range_is_kept(self, one: float, other: float, log: bool) -> None:
+        assume(one != other)
+        low, high = sorted((one, other))
+        part = {"loss.beta": {"low": low, "high": high, "log": log}}
+        for found in drawn(sweep_of(part, search="random", settings=5)):
+            assert low * (1 - 1e-12) <= found["loss.beta"] <= high * (1 + 1e-12)
+
     def test_seeds_draw_differently(self) -> None:
         assert drawn(self.sweep(5, 0)) != drawn(self.sweep(5, 1))
 
@@ -241,7 +251,9 @@ class TestRefusals:
         checked_plan(base_run(sweep=sweep_of(large, {"loss.beta": [0.1]}, search=search, settings=3).model_dump()))
 
     def test_a_range_of_a_whole_number_is_refused_before_anything_runs(self) -> None:
-        refused(sweep_of({"train.epochs": {"low": 1, "high": 4}}, search="optuna", settings=3))
+        for name in ("train.epochs", "train.max_steps"):
+            found = refused(sweep_of({name: {"low": 1, "high": 4}}, search="optuna", settings=3))
+            assert found == f"sweep.space: {name} has a range, but takes no fractions: give a list of values"
 
 
 class TestRun:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pytest
 import torch
@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pipeline.config import LossConfig, RiskConfig, SFTConfig
+from pipeline.config import LossConfig, OptimConfig, RiskConfig, SFTConfig
 from pipeline.models.load import final_hidden, output_head
 from pipeline.models.sequences import pad_sequences
 from pipeline.records import PairTokens, TextTokens
 from pipeline.risk.head import HiddenReference, Reference, ScalarReference
-from pipeline.training.loop import TAIL, worst_mean
+from pipeline.training.loop import TAIL, LoopPlan, evaluate, worst_mean
 from pipeline.training.preference import PreferenceTask
 from pipeline.training.sft import SFTTask, total_steps
 from pipeline.training.task import Task
@@ -199,11 +199,44 @@ class TestSFT:
         assert total_steps(TEXTS, SFTConfig(steps=17)) == 17
 
 
+class OneRank:
+    """As much of an engine as a validation by one worker needs."""
+
+    rank, world_size = 0, 1
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def evaluate(self, batches: Iterable[Mapping[str, Tensor]], task: Task) -> Tensor:
+        found = []
+        for batch in batches:
+            hidden = final_hidden(self._model, batch["input_ids"], batch["attention_mask"])
+            found.append(task.objective(hidden, output_head(self._model), batch)[1])
+        return torch.cat(found)
+
+
 class TestTails:
     @given(st.lists(st.floats(-9, 9, width=32), min_size=1, max_size=60))
     def test_the_worst_are_the_largest_and_at_least_one(self, values: list[float]) -> None:
         count = max(1, round(TAIL * len(values)))
         assert worst_mean(torch.tensor(values)) == pytest.approx(sum(sorted(values)[-count:]) / count, abs=1e-5)
+
+    @pytest.mark.parametrize(("tier", "micro_batch"), [("hidden", 2), ("hidden", 8), ("scalar", 2)])
+    def test_a_validation_has_means_over_all_rows_and_over_the_worst(
+        self, make_model: Callable[..., nn.Module], tier: str, micro_batch: int
+    ) -> None:
+        """Three rows and, in micro-batches of two, a row of padding: the worst tenth is the worst one row."""
+        task, policy = preference(make_model(), "dpo", tier), make_model(seed=1)
+        plan = LoopPlan(1, 4, micro_batch, 0, 1, OptimConfig())
+        found = evaluate(OneRank(policy), task, plan, lambda: None)  # type: ignore[arg-type]
+        rows = [objective(task, policy, [row])[1] for row in range(3)]
+        assert found["pairs"] == 3
+        assert found["reward_margin"] == pytest.approx(sum(row["reward_margin"] for row in rows) / 3, abs=1e-4)
+        assert found["worst_reward_margin"] == pytest.approx(min(row["reward_margin"] for row in rows), abs=1e-4)
+        assert ("worst_chosen_kl" in found) == (tier == "hidden")
+        if tier == "hidden":
+            assert found["worst_chosen_kl"] == pytest.approx(max(row["chosen_kl"] for row in rows), abs=1e-4)
+        assert set(found) == {*task.metric_names, *task.tails}
 
     def test_columns_that_are_there(self, make_model: Callable[..., nn.Module]) -> None:
         for tier, names in (
