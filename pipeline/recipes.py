@@ -197,6 +197,11 @@ def described(problem: Any, places: Mapping[str, str] = MappingProxyType({})) ->
     if problem["type"] == "value_error":
         # Checks over several options name them in their own message (pipeline.config).
         return str(problem["ctx"]["error"])
+    if tuple(problem["loc"][:2]) == ("sweep", "space") and len(problem["loc"]) > 3:
+        # An option named by another one: place in the list, the option itself, which kind of values, the part of it.
+        _, _, _, name, *rest = problem["loc"]
+        part = "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in rest[1:])
+        return f"sweep.space: {name}{part}: {problem['msg']}, got {problem['input']!r}"
     parts = [part for part in problem["loc"] if isinstance(part, int) or part.isidentifier()]
     dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
     option = dotted.split("[")[0]

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import JobRequest
 from pipeline.config import RunConfig, SweepConfig
-from pipeline.sweep.space import Trial, check_space, drawn, grid, made_trials, on_share, renumbered, try_corners
+from pipeline.sweep.space import (
+    Trial,
+    check_pilot,
+    check_space,
+    drawn,
+    grid,
+    made_trials,
+    on_share,
+    renumbered,
+    try_corners,
+)
 
 if TYPE_CHECKING:
     from pipeline.artifacts import Store
@@ -53,6 +63,8 @@ def run_sweep(request: JobRequest) -> Swept:
         EvaluationError: when no trial finished.
     """
     base, trials = checked_plan(request.run)
+    if request.pilot is not None:
+        check_pilot(request.run.sweep)
     from pipeline.job import opened, storage_of
 
     storage = storage_of(request)
@@ -138,6 +150,7 @@ class _Sweep:
         judged them, and what the report says of it."""
         from pipeline.sweep.pilot import pilot_facts, promising
 
+        share *= base.train.data_fraction
         self._console.line(f"pilot: everything on {share:.0%} of the training groups")
         small = None if trials is None else [on_share(trial, share) for trial in trials]
         train = base.train.model_copy(update={"data_fraction": share})

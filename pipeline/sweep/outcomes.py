@@ -5,6 +5,7 @@
     <storage>/sweeps/<recipe>-<key>/trials/0007/<recipe>.yaml   the run, a recipe of its own
                                                 output.log      what its job said
                                                 outcome.json    how it ended
+    <storage>/sweeps/<recipe>-<key>/asked.json                  a search's settings in their order (Optuna)
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.config import RunConfig
 from pipeline.recipes import resolved_yaml
@@ -61,9 +62,20 @@ class TrialFiles:
 
     def put(self, outcome: Outcome) -> None:
         """Keep how the trial ended, as a whole."""
-        fresh = self._outcome.with_suffix(".new")
-        fresh.write_text(json.dumps(asdict(outcome), indent=1), encoding="utf-8")
-        os.replace(fresh, self._outcome)
+        write_whole(self._outcome, asdict(outcome))
+
+
+def write_whole(path: Path, content: Any) -> None:
+    """Write JSON, all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def read_json(path: Path) -> Any:
+    """What was written."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def settled(files: Iterable[TrialFiles]) -> list[Outcome | None]:

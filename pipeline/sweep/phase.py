@@ -22,7 +22,7 @@ from pipeline.selection.choose import objective
 from pipeline.selection.judged import Setting, read_run
 from pipeline.survey import model_directory
 from pipeline.sweep.judged import Ran
-from pipeline.sweep.outcomes import Outcome, TrialFiles, last_error, settled
+from pipeline.sweep.outcomes import Outcome, TrialFiles, last_error, read_json, settled, write_whole
 from pipeline.sweep.search import ListSearch, OptunaSearch, Search
 from pipeline.sweep.space import Trial
 
@@ -50,6 +50,7 @@ class Phase:
         self.recipe, self.base = recipe, base
         self._sweep, self._storage, self._trials = sweep, storage, trials
         self.directory = storage / "sweeps" / f"{recipe}-{self._key()[:8]}"
+        self._asked = self.directory / "asked.json"
         self.at_once = 0
         """Trials side by side; 0 when there was none to run."""
         self._shared = AlignmentRun(recipe, base, storage, SHARED)
@@ -114,7 +115,8 @@ class Phase:
             assert self._sweep.settings is not None
             total = self._sweep.settings * len(self._sweep.seeds)
             remembered = self._remembered(total)
-            return OptunaSearch(self.base, self._sweep, remembered), total, len(remembered)
+            asked = read_json(self._asked) if self._asked.is_file() else []
+            return OptunaSearch(self.base, self._sweep, remembered, asked), total, len(remembered)
         outcomes = settled(self._files(trial) for trial in self._trials)
         left = [trial for trial, outcome in zip(self._trials, outcomes, strict=True) if outcome is None]
         return ListSearch(left), len(self._trials), len(self._trials) - len(left)
@@ -157,6 +159,8 @@ class Phase:
         ended = done
 
         def config_of(trial: Trial) -> dict[str, Any]:
+            if isinstance(search, OptunaSearch):  # before anything is known of it
+                write_whole(self._asked, search.params)
             files = self._files(trial)
             # It joins the cluster that this job is in, wherever its process is.
             here = trial.run.cluster.model_copy(update={"address": None, "dashboard_port": None})

@@ -44,17 +44,24 @@ class ListSearch:
 class OptunaSearch:
     """Settings by Optuna's tree-structured Parzen estimator.
 
-    What comes next follows from the worth of the settings that are finished and from the number of the next one, so
-    that a sweep that is resumed, with what it knew told again, goes on as it would have (with one run at a time; with
-    several side by side the order in which they end matters too).
+    What comes next follows from the worth of the settings that are finished and from the number of the next one. A
+    sweep that is resumed tells again what it knew of the settings that it had asked for, and goes on as it would have
+    (with one run at a time; with several side by side the order in which they end matters for what comes after).
 
     Args:
         base: the run whose options are varied.
         known: worth of trials by number, as far as they are finished; None for one that gave nothing. These are not
             handed out again.
+        asked: `params` of an earlier search that goes on here: what was known is known of these settings.
     """
 
-    def __init__(self, base: RunConfig, sweep: SweepConfig, known: Mapping[int, float | None]) -> None:
+    def __init__(
+        self,
+        base: RunConfig,
+        sweep: SweepConfig,
+        known: Mapping[int, float | None],
+        asked: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -64,6 +71,9 @@ class OptunaSearch:
         self._asked: list[Any] = []
         self._worth: list[dict[int, float | None]] = []
         self._waiting: list[Trial] = []
+        self._before = list(asked)
+        self.params: list[dict[str, Any]] = []
+        """What every setting was made from, in their order; JSON."""
         self.trials: list[Trial] = []
         """All that were handed out or known."""
 
@@ -107,12 +117,15 @@ class OptunaSearch:
             multivariate=False,
             n_startup_trials=_startup(self._sweep),
         )
+        if index < len(self._before):
+            self._study.enqueue_trial(dict(self._before[index]))
         asked = self._study.ask()
         number = asked.suggest_int(_PART, 0, len(self._sweep.space) - 1) if len(self._sweep.space) > 1 else 0
         options = {
             name: _suggest(asked, f"{number}/{name}", values) for name, values in self._sweep.space[number].items()
         }
         self._asked.append(asked)
+        self.params.append(dict(asked.params))
         self._worth.append({})
         first = index * len(self._sweep.seeds)
         self._waiting = [

@@ -23,6 +23,7 @@ from pipeline.records import HeldOut
 SECTIONS = ("loss.", "risk.", "train.")
 """What may differ between the runs of a sweep: everything before it (data, model, reference) is shared."""
 SEED = "train.seed"
+SHARE = "train.data_fraction"
 _MOST_SETTINGS = 10_000
 _MOST_TRIED = 2_000
 
@@ -90,6 +91,16 @@ def check_space(sweep: SweepConfig) -> None:
         )
     for name, values in ((name, values) for part in sweep.space for name, values in part.items()):
         _check_dimension(name, values, sweep)
+
+
+def check_pilot(sweep: SweepConfig) -> None:
+    """Refuse a pilot of what a pilot itself varies.
+
+    Raises:
+        ConfigError: for a space in which the share of the data is searched.
+    """
+    if any(SHARE in part for part in sweep.space):
+        raise ConfigError(f"--pilot: sweep.space varies {SHARE}, which a pilot sets itself: leave one of the two out")
 
 
 def _check_dimension(name: str, values: Any, sweep: SweepConfig) -> None:

@@ -15,10 +15,10 @@ from sweep_files import base_run, ended, finished, sweep_of
 
 from pipeline.cli import JobRequest
 from pipeline.config import RunConfig, SweepConfig
-from pipeline.errors import EvaluationError
+from pipeline.errors import ConfigError, EvaluationError
 from pipeline.sweep.job import Swept, _Sweep, checked_plan
 from pipeline.sweep.judged import Judged, Ran
-from pipeline.sweep.space import Trial
+from pipeline.sweep.space import Trial, check_pilot
 
 BETAS = (0.1, 0.2, 0.3, 0.4)
 
@@ -132,11 +132,6 @@ class TestPilot:
         sweep.all()
         assert [(trial.run.loss.beta, trial.seed) for trial in sweep.rounds[1][1]][2:] == [(0.4, 0), (0.4, 1)]
 
-    @pytest.mark.xfail(
-        strict=True, reason="both rounds put the base's share, or the pilot's, in place of a setting's own"
-    )
-    def test_a_share_that_is_searched_is_kept(self, tmp_path: Path) -> None:
-        """Or such a sweep refuses a pilot."""
-        sweep = MadeSweep(tmp_path, 0.1, lambda trial: {}, space={"train.data_fraction": [0.5, 1.0]})
-        sweep.all()
-        assert {trial.run.train.data_fraction for trial in sweep.rounds[1][1]} == {0.5, 1.0}
+    def test_a_share_that_is_searched_has_no_pilot(self) -> None:
+        with pytest.raises(ConfigError, match="which a pilot sets itself"):
+            check_pilot(sweep_of({"train.data_fraction": [0.5, 1.0]}))
