@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from pipeline.config import Range, RunConfig, SweepConfig
-from pipeline.sweep.space import Trial, made_trials
+from pipeline.sweep.space import Trial, made_trials, readable
 
 _PART = "part of the space"
 
@@ -148,5 +148,5 @@ def _failed() -> Any:
 
 def _suggest(asked: Any, name: str, values: Any) -> Any:
     if isinstance(values, Range):
-        return asked.suggest_float(name, values.low, values.high, log=values.log)
+        return readable(asked.suggest_float(name, values.low, values.high, log=values.log), values)
     return asked.suggest_categorical(name, list(values))

@@ -166,8 +166,13 @@ def _draw(rng: random.Random, values: Sequence[Any] | Range) -> Any:
     if not isinstance(values, Range):
         return rng.choice(values)
     if values.log:
-        return math.exp(rng.uniform(math.log(values.low), math.log(values.high)))
-    return rng.uniform(values.low, values.high)
+        return readable(math.exp(rng.uniform(math.log(values.low), math.log(values.high))), values)
+    return readable(rng.uniform(values.low, values.high), values)
+
+
+def readable(value: float, within: Range) -> float:
+    """The value with four digits, as people write and compare it."""
+    return min(max(float(f"{value:.4g}"), within.low), within.high)
 
 
 def checked_run(base: RunConfig, options: Options, seed: int) -> RunConfig:
