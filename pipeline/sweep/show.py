@@ -12,6 +12,9 @@ from pipeline.selection.judged import Figure
 from pipeline.sweep.judged import Judged
 from pipeline.sweep.space import Trial
 
+_RANGE = 25
+"""Columns of a gain with its interval."""
+
 
 def show_plan(request: JobRequest, base: RunConfig, trials: Sequence[Trial] | None, storage: Path) -> None:
     """Print what all trials share and what it costs, and every trial."""
@@ -35,12 +38,12 @@ def choice_lines(judged: Judged, config: SweepConfig) -> Iterator[str]:
     choice, cost = judged.choice, config.tolerance.cost_per_incident
     names = [judged.name(index) for index in range(len(judged.settings))]
     width = max(map(len, names))
-    yield f"{'':{width + 2}}  average, gain          worst, gain            incidents  drift, nats"
+    yield f"{'':{width}}    {'average, gain':{_RANGE}}  {'worst, gain':{_RANGE}}  incidents  drift, nats"
     for index in sorted(range(len(names)), key=lambda index: -judged.settings[index].figure("mean").value):
         figure = judged.settings[index].figure
         yield (
             f"{names[index]:{width}} {'*' if index in choice.front else ' '}  {_range(figure('mean_gain'))}  "
-            f"{_range(figure('tail_gain'))}  {figure('incidents').value:8.1%}  {figure('drift').value:9.2f}"
+            f"{_range(figure('tail_gain'))}  {figure('incidents').value:9.1%}  {figure('drift').value:11.2f}"
             + ("" if cost is None else f"  cost of 1,000: {expected_cost(judged.settings[index], cost):,.0f}")
         )
     yield "gains over the reference with 95% intervals; * on the front of average, worst and drift"
@@ -60,7 +63,7 @@ def choice_lines(judged: Judged, config: SweepConfig) -> Iterator[str]:
 def _range(figure: Figure) -> str:
     low, high = figure.low, figure.high
     interval = "" if low is None or high is None else f" ({low:+.3f} to {high:+.3f})"
-    return f"{figure.value:+.3f}{interval:21}"
+    return f"{f'{figure.value:+.3f}{interval}':{_RANGE}}"
 
 
 def _listed(seeds: Sequence[int]) -> str:

@@ -40,15 +40,16 @@ def poison(faults: dict[str, str]) -> None:
         return COLLATE(self, rows) | {"poison": torch.tensor(max(marks))}
 
     def spoilt(self: PreferenceTask, hidden: Any, head: Any, batch: Any) -> Any:
-        loss, sums = OBJECTIVE(self, hidden, head, batch)
+        loss, columns = OBJECTIVE(self, hidden, head, batch)
         kind = int(batch["poison"])
         if kind == KINDS["loss"]:
             loss = loss * float("nan")
         if kind == KINDS["gradient"]:
             loss.register_hook(lambda gradient: gradient * float("inf"))
         if kind == KINDS["spike"]:
-            sums = sums + torch.tensor([1e3] + [0.0] * (len(sums) - 1))
-        return loss, sums
+            columns = columns.detach().clone()
+            columns[0, 0] += 1e3
+        return loss, columns
 
     PreferenceTask.collate, PreferenceTask.objective = marked, spoilt  # type: ignore[method-assign]
 
