@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pipeline import survey
+from pipeline import stages, survey
 from pipeline.align import AlignmentRun
 from pipeline.artifacts import Store
 from pipeline.config import BUILD_GPT_NEOX, BuildConfig, DataConfig, EvaluationConfig, ModelConfig, RunConfig
@@ -193,11 +193,9 @@ def test_lengths_and_rows_that_the_run_refuses_are_refused(pairs_file: Path, mod
     with pytest.raises(ConfigError, match=r"evaluation\.max_new_tokens \(45\) is 65, but the model takes 64"):
         counts(sampling(external_run(pairs_file, model), 45))
     # The run itself does so when it samples: its tokens may come from a run with shorter answers.
-    stage = AlignmentRun("mine", sampling(external_run(pairs_file, model), 45), tmp_path / "none")
     context: Any = SimpleNamespace(inputs={})
-    model_at: Any = SimpleNamespace(path=lambda _: model)
     with pytest.raises(ConfigError, match="is 65, but the model takes 64"):
-        stage._sample(context, model_at)
+        stages.sample(sampling(external_run(pairs_file, model), 45), model, context)
     with pytest.raises(DataError, match="max_dropped_fraction"):
         counts(external_run(pairs_file, model, max_dropped_fraction=0.001))
     with pytest.raises(DataError, match=r"pairs.jsonl:62: empty response"):
