@@ -77,6 +77,12 @@ def objective(setting: Setting, tolerance: Tolerance) -> float:
     return _worth(setting, tolerance)[0]
 
 
+def nearest(settings: Sequence[Setting], choice: Choice, tolerance: Tolerance) -> tuple[int, ...]:
+    """Settings that break a limit: those that break the fewest first, and among these by how little."""
+    missed = [index for index, why in enumerate(choice.reasons) if why]
+    return tuple(sorted(missed, key=lambda index: (len(choice.reasons[index]), -objective(settings[index], tolerance))))
+
+
 def _excess(setting: Setting, tolerance: Tolerance) -> Iterator[float]:
     """By how much every limit is exceeded, in parts of it (or as it is, for a limit of nothing)."""
     limits = (("tail_gain", -1, tolerance.tail_drop), ("drift", 1, tolerance.max_drift))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import RISK_METHODS, SweepConfig, Tolerance
-from pipeline.selection.choose import expected_cost, objective
+from pipeline.selection.choose import expected_cost, nearest, objective
 from pipeline.selection.judged import FIGURES, Figure, Setting
 from pipeline.selection.show import command
 from pipeline.sweep.judged import TRIAL_STAGES, Judged, Ran
@@ -71,6 +71,7 @@ def sweep_json(
         "reference": _reference(evaluation),
         "chosen": choice.best,
         "runner_up": choice.runner_up,
+        "nearest": list(nearest(judged.settings, choice, config.tolerance)),
         "chosen_command": None if choice.best is None else command(judged.settings[choice.best]),
         "test": [] if tested is None else _tests(judged, tested),
         "trials": [_trial(one) for one in ran],
@@ -129,7 +130,7 @@ def _tests(judged: Judged, tested: Judged) -> list[dict[str, Any]]:
                     "setting": index,
                     "role": role,
                     "figures": _figures(tested.settings[k]),
-                    "decayed": tested.settings[k].decayed,
+                    "limits_broken": list(tested.choice.reasons[k]),
                     "verdict": [summary["verdict"]["headline"] for summary in summaries if summary is not None],
                     "reports": [str(path) for path in paths],
                 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from pipeline.report.sweep.limits import broken_in_words, nearest
 from pipeline.report.sweep.words import (
     Row,
     counted,
@@ -22,6 +21,7 @@ from pipeline.report.sweep.words import (
 from pipeline.report.view import number, reading
 
 UNCONFIRMED = "Chosen, not confirmed"
+_MISSES = 3
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _nothing_qualifies(sweep: Row) -> Decision:
     misses = [
         f"{setting_text(settings[index], sweep['dimensions'])}: {'; '.join(settings[index]['limits_broken'])} "
         f"(average gain {points(settings[index]['figures'].get('mean_gain'), '+.3f')[0]})"
-        for index in nearest(settings, sweep["tolerance"])
+        for index in sweep["nearest"][:_MISSES]
     ]
     return Decision(
         ("Nothing qualifies", "bad"),
@@ -87,15 +87,15 @@ def _nothing_qualifies(sweep: Row) -> Decision:
 
 
 def _chosen(sweep: Row) -> Decision:
-    settings, tolerance = sweep["settings"], sweep["tolerance"]
+    settings = sweep["settings"]
     best = settings[sweep["chosen"]]
     kept = sum(not one["limits_broken"] for one in settings)
     test = tested(sweep, "chosen")
     figures = best["figures"] if test is None else test["figures"]
-    broken = [] if test is None else _broken_on_test(test, tolerance)
+    broken = [] if test is None else test["limits_broken"]
     warnings = [*_evidence_warnings(sweep, test), *_common_warnings(sweep)]
     if broken:
-        warnings.insert(0, f"On the test split it breaks what is tolerated: {listed(broken)}.")
+        warnings.insert(0, f"On the test split it breaks what is tolerated: {'; '.join(broken)}.")
     return Decision(
         _badge(sweep, test, broken),
         _headline(sweep, test, broken),
@@ -111,11 +111,6 @@ def _chosen(sweep: Row) -> Decision:
         ],
         warnings,
     )
-
-
-def _broken_on_test(test: Row, tolerance: Row) -> list[str]:
-    decayed = test.get("decayed") and not tolerance.get("allow_decayed")
-    return [*broken_in_words(test["figures"], tolerance), *(["its text shows signs of decay"] if decayed else [])]
 
 
 def _headline(sweep: Row, test: Row | None, broken: list[str]) -> str:

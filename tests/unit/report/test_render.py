@@ -2,11 +2,15 @@
 
 import random
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from html_page import Page
 
 from pipeline.records import ScoredSample
 from pipeline.report.inputs import ReportInputs
@@ -14,49 +18,7 @@ from pipeline.report.page import visible
 from pipeline.report.render import render
 from pipeline.report.tokens import Scale, risk_scale, token_views
 
-VOID = {"meta", "br", "link", "img", "input", "hr"}
 SECTIONS = ["verdict", "figures", "scores", "worst", "pairs", "training", "tokens", "data", "cost", "provenance"]
-
-
-class Page(HTMLParser):
-    """Checks that every element is closed in order and keeps ids, tags, references, titles and the text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.ids: list[str] = []
-        self.references: list[str] = []
-        self.titles: list[str] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._note(tag, attrs)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._note(tag, attrs)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def _note(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        for name, value in attrs:
-            assert not name.startswith("on")
-            if name == "id":
-                self.ids.append(value or "")
-            if name in ("src", "href", "xlink:href", "action", "data"):
-                self.references.append(value or "")
-            if name == "title":
-                self.titles.append(value or "")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from rich.console import Console
 from pipeline.config import Tolerance
 from pipeline.errors import EvaluationError
 from pipeline.recipes import described
-from pipeline.selection.choose import broken, choose, expected_cost, front, objective
+from pipeline.selection.choose import broken, choose, expected_cost, front, nearest, objective
 from pipeline.selection.judged import FIGURES, Figure, Run, Setting, differing, read_run, settings_of
 from pipeline.selection.show import as_json, command, show
 
@@ -378,3 +378,13 @@ class TestObjective:
         assert objective(inside, Tolerance(max_drift=5)) == objective(unknown, Tolerance(max_drift=5)) == 0
         whole = Tolerance(max_drift=5, whole_interval=True)
         assert objective(unknown, whole) < objective(inside, whole) < -1
+
+    def test_the_nearest_misses_break_the_fewest_limits_by_the_least(self) -> None:
+        there = settings(
+            run("two", drift=5.1, tail_gain=-0.11),
+            run("far", drift=9.0),
+            run("kept", drift=1.0),
+            run("near", tail_gain=-0.12),
+        )
+        tolerance = Tolerance(max_drift=5, tail_drop=0.1)
+        assert nearest(there, choose(there, tolerance), tolerance) == (3, 1, 0)
