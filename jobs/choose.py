@@ -17,10 +17,10 @@ import tyro
 from pydantic import ValidationError
 
 from pipeline.cli import run_job
-from pipeline.config import Tolerance
 from pipeline.errors import ConfigError
 from pipeline.recipes import described
 from pipeline.records import HeldOut
+from pipeline.sweep_config import Tolerance
 
 EXIT_NONE = 3
 DESCRIPTION = """Choose between finished runs by what you tolerate.

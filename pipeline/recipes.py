@@ -19,8 +19,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.config import RunConfig, SweepConfig
+from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.sweep_config import SweepConfig
 
 RECIPES = Path(__file__).resolve().parent.parent / "jobs" / "recipes"
 """Where recipes are found by name: ``jobs/recipes`` beside the package."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import PositiveInt
 
 from pipeline.bench.reference_config import SMALL
-from pipeline.config import SMOLLM2, CheckpointConfig, Section
+from pipeline.config import SMOLLM2, CheckpointConfig
+from pipeline.section import Section
 
 
 class CheckpointBenchmark(Section):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from pipeline.config import Section
+from pipeline.section import Section
 
 BASELINE = "cross_entropy"
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.config import SMOLLM2, Section
+from pipeline.config import SMOLLM2
+from pipeline.section import Section
 
 SMALL = "1m"
 """The GPT-NeoX of the reviews recipe, with a context that holds the pairs."""

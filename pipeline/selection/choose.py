@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.config import Tolerance
 from pipeline.selection.judged import Setting
+from pipeline.sweep_config import Tolerance
 
 _DIGITS = 9
 """Figures that agree to so many digits are a tie; it goes to the one that drifted less."""

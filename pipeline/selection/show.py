@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import Tolerance
 from pipeline.selection.choose import Choice, expected_cost
 from pipeline.selection.judged import FIGURES, SEED, Figure, Setting, differing
+from pipeline.sweep_config import Tolerance
 
 
 def show(settings: Sequence[Setting], choice: Choice, tolerance: Tolerance, console: Console) -> None:

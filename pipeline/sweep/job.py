@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import JobRequest
-from pipeline.config import RunConfig, SweepConfig
+from pipeline.config import RunConfig
 from pipeline.sweep.space import (
     Trial,
     check_pilot,
@@ -21,6 +21,7 @@ from pipeline.sweep.space import (
     renumbered,
     try_corners,
 )
+from pipeline.sweep_config import SweepConfig
 
 if TYPE_CHECKING:
     from pipeline.artifacts import Store

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Tolerance
 from pipeline.selection.choose import Choice, choose
 from pipeline.selection.judged import Setting, read_run, settings_of
 from pipeline.sweep.outcomes import Outcome
 from pipeline.sweep.space import Trial, setting_name
+from pipeline.sweep_config import Tolerance
 
 TRIAL_STAGES = ("align", "sample_policy", "evaluate")
 """Stages that every trial runs for itself."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.align import AlignmentRun
 from pipeline.checkpoints.directory import RunDirectory
 from pipeline.checkpoints.layout import METRICS
-from pipeline.config import RunConfig, SweepConfig
+from pipeline.config import RunConfig
 from pipeline.console import duration
 from pipeline.digests import digest_json
 from pipeline.errors import ClusterError
@@ -25,6 +25,7 @@ from pipeline.sweep.judged import Ran
 from pipeline.sweep.outcomes import Outcome, TrialFiles, last_error, read_json, settled, write_whole
 from pipeline.sweep.search import ListSearch, OptunaSearch, Search
 from pipeline.sweep.space import Trial
+from pipeline.sweep_config import SweepConfig
 
 if TYPE_CHECKING:
     from pipeline.artifacts import Store

@@ -8,10 +8,10 @@ from typing import Any
 
 from scipy import stats
 
-from pipeline.config import Tolerance
 from pipeline.selection.choose import Choice, front, objective
 from pipeline.selection.judged import Setting
 from pipeline.sweep.judged import Judged
+from pipeline.sweep_config import Tolerance
 
 COMPARED = ("mean", "tail", "drift")
 """Figures in which the order of the settings on a share of the data is held against that on everything."""

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import RISK_METHODS, SweepConfig, Tolerance
+from pipeline.config import RISK_METHODS
 from pipeline.selection.choose import expected_cost, nearest, objective
 from pipeline.selection.judged import FIGURES, Figure, Setting
 from pipeline.selection.show import command
 from pipeline.sweep.judged import TRIAL_STAGES, Judged, Ran
+from pipeline.sweep_config import SweepConfig, Tolerance
 
 _ROLES = ("chosen", "runner-up")
 

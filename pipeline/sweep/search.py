@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from pipeline.config import Range, RunConfig, SweepConfig
+from pipeline.config import RunConfig
 from pipeline.sweep.space import Trial, made_trials, readable
+from pipeline.sweep_config import Range, SweepConfig
 
 _PART = "part of the space"
 

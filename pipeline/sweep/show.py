@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.cli import JobRequest
-from pipeline.config import RunConfig, SweepConfig
+from pipeline.config import RunConfig
 from pipeline.selection.choose import expected_cost
 from pipeline.selection.judged import Figure
 from pipeline.sweep.judged import Judged
 from pipeline.sweep.space import Trial
+from pipeline.sweep_config import SweepConfig
 
 _RANGE = 25
 """Columns of a gain with its interval."""

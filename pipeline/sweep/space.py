@@ -13,12 +13,13 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from pipeline.catalogue import measure_label
-from pipeline.config import RISK_METHODS, Range, RunConfig, SweepConfig
+from pipeline.config import RISK_METHODS, RunConfig
 from pipeline.errors import ConfigError
 from pipeline.nested import flat
 from pipeline.recipes import described, nearest_option
 from pipeline.recipes import options as known_options
 from pipeline.records import HeldOut
+from pipeline.sweep_config import Range, SweepConfig
 
 SECTIONS = ("loss.", "risk.", "train.")
 """What may differ between the runs of a sweep: everything before it (data, model, reference) is shared."""

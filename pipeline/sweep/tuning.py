@@ -13,10 +13,10 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from pipeline.config import SweepConfig
 from pipeline.sweep.search import Search
 from pipeline.sweep.space import Trial
 from pipeline.sweep.trial import DONE_PERCENT, NEEDS, TrialProcess
+from pipeline.sweep_config import SweepConfig
 
 _ACTOR_DEATHS = 2
 """Times that a trial is begun again when its actor, not its job, is lost (with its node, for instance)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, PositiveInt
 
-from pipeline.config import Section
+from pipeline.section import Section
 
 
 class WorldExperiment(Section):

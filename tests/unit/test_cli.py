@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from ray.exceptions import RayTaskError
 
 from pipeline.cli import JobRequest, parse_job, run_job
-from pipeline.config import Range
 from pipeline.errors import ArtifactError, ConfigError, DataError
 from pipeline.recipes import load_recipe, options, resolve
+from pipeline.sweep_config import Range
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "ray", "transformers", "deepspeed", "datasets", "pandas", "matplotlib", "scipy")

@@ -8,16 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import (
-    BUILD_GPT_NEOX,
-    RISK_METHODS,
-    SEQUENTIAL_METHODS,
-    Range,
-    RunConfig,
-    SweepConfig,
-    Tolerance,
-)
+from pipeline.config import BUILD_GPT_NEOX, RISK_METHODS, SEQUENTIAL_METHODS, RunConfig
 from pipeline.recipes import options, resolved_yaml, section_of
+from pipeline.sweep_config import Range, SweepConfig, Tolerance
 
 
 def run(**sections: dict[str, Any]) -> RunConfig:

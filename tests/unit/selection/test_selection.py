@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from rich.console import Console
 
-from pipeline.config import Tolerance
 from pipeline.errors import EvaluationError
 from pipeline.recipes import described
 from pipeline.selection.choose import broken, choose, expected_cost, front, nearest, objective
 from pipeline.selection.judged import FIGURES, Figure, Run, Setting, differing, read_run, settings_of
 from pipeline.selection.show import as_json, command, show
+from pipeline.sweep_config import Tolerance
 
 JUDGED_BY = {"evaluation.seeds": [0], "prompts": "p", "reference": "r"}
 

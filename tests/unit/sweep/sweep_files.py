@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import RunConfig, SweepConfig
+from pipeline.config import RunConfig
 from pipeline.selection.judged import FIGURES, Figure, Run, Setting
 from pipeline.sweep.judged import Ran
 from pipeline.sweep.outcomes import Outcome, State
 from pipeline.sweep.space import Trial, made_trials
+from pipeline.sweep_config import SweepConfig
 
 REFERENCE = {"mean": 0.1, "tail": -0.5, "incidents": 0.06}
 STAGES = {"data": 2.0, "reference": 10.0, "sample_reference": 5.0, "align": 30.0, "sample_policy": 6.0, "evaluate": 8.0}

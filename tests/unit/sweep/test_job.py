@@ -14,11 +14,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sweep_files import base_run, ended, finished, sweep_of
 
 from pipeline.cli import JobRequest
-from pipeline.config import RunConfig, SweepConfig
+from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, EvaluationError
 from pipeline.sweep.job import Swept, _Sweep, checked_plan
 from pipeline.sweep.judged import Judged, Ran
 from pipeline.sweep.space import Trial, check_pilot
+from pipeline.sweep_config import SweepConfig
 
 BETAS = (0.1, 0.2, 0.3, 0.4)
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from sweep_files import finished, setting, trials_of
 
-from pipeline.config import Tolerance
 from pipeline.selection.choose import choose
 from pipeline.sweep.judged import Judged, judge
 from pipeline.sweep.pilot import agreement, held_against, pilot_facts, promising
+from pipeline.sweep_config import Tolerance
 
 BETAS = [{"loss.beta": beta} for beta in (0.1, 0.2, 0.3, 0.4)]
 

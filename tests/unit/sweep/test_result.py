@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from sweep_files import ended, finished, sweep_of, trials_of
 
-from pipeline.config import SweepConfig, Tolerance
 from pipeline.report.sweep import render_sweep
 from pipeline.report.sweep.tables import setting_of
 from pipeline.sweep.judged import Ran, judge
 from pipeline.sweep.result import Facts, sweep_json
 from pipeline.sweep.space import grid, renumbered
+from pipeline.sweep_config import SweepConfig, Tolerance
 
 SETTINGS = [
     {"loss.method": "dpo"},

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from sweep_files import base_run, sweep_of, trials_of
 
-from pipeline.config import SweepConfig
 from pipeline.sweep.search import ListSearch, OptunaSearch
 from pipeline.sweep.space import Trial, drawn
+from pipeline.sweep_config import SweepConfig
 
 SPACE = ({"risk.level": {"low": 0.05, "high": 1.0}, "loss.beta": {"low": 0.01, "high": 1.0, "log": True}},)
 

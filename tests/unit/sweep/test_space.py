@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from sweep_files import base_run, sweep_of, trials_of
 
-from pipeline.config import RunConfig, SweepConfig
+from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.sweep.job import base_run as shared_run
 from pipeline.sweep.job import checked_plan, planned_trials
 from pipeline.sweep.space import check_space, checked_run, drawn, grid, made_trials, on_share, renumbered, setting_name
+from pipeline.sweep_config import SweepConfig
 
 DPO = {"loss.method": ["dpo"], "loss.beta": [0.1, 0.3]}
 RISKY = {"loss.method": ["ra_dpo1", "ra_dpo2"], "risk.level": [0.97, 0.5]}
