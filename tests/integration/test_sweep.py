@@ -135,7 +135,7 @@ def test_ended_early(finished_run: FinishedRun, tmp_path: Path) -> None:
     """A rate at which nothing is learned is behind; its run is ended, and not begun again."""
     storage = tmp_path / "runs"
     space = "{loss.method: [ra_dpo2], train.optim.lr: [4.0e-3, 1.0e-7], train.eval_every_steps: [1]}"
-    more = ("--sweep.early_stop", "asha", "--sweep.trials_at_once", "1")
+    more = ("--sweep.early_stop", "asha", "--sweep.trials_at_once", "1", "--sweep.tolerance.allow_decayed", "true")
     given = arguments(finished_run, storage, space, "--train.max_steps", "40", "--train.epochs", "9", *more)
     code, output = job.run(given, 900, "sweep.py")
     assert code == 0, output
