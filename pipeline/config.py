@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from pipeline.catalogue import check_measure, is_risk_measure
+from pipeline.release_config import GateConfig, RegistryConfig, ReportConfig
 from pipeline.section import Section
 from pipeline.sweep_config import SweepConfig
 
@@ -392,6 +393,9 @@ class RunConfig(Section):
     cluster: ClusterConfig = ClusterConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     wandb: WandbConfig = WandbConfig()
+    gate: GateConfig = GateConfig()
+    registry: RegistryConfig = RegistryConfig()
+    report: ReportConfig = ReportConfig()
     sweep: SweepConfig = SweepConfig()
 
     @model_validator(mode="after")
