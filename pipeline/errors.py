@@ -48,3 +48,12 @@ class EvaluationError(PipelineError, ValueError):
 class WorldError(PipelineError, ValueError):
     """A world of tokens, or what should be learned in it, makes no sense: no tokens, probabilities that do not sum to
     one, no pairs."""
+
+
+class RegistryError(PipelineError, RuntimeError):
+    """The registry of versions refuses: no such version, one that is incomplete or damaged, a trail that was changed,
+    the reference."""
+
+
+class ConflictError(RegistryError):
+    """Somebody else was faster: the alias points elsewhere by now, or the lease was taken over. Nothing was changed."""

@@ -1,4 +1,4 @@
-"""Where the reference cache lies: one small interface over local disks and object stores.
+"""Where the reference cache and the registry lie: one small interface over local disks and object stores.
 
 What is asked of a store is little: whole objects appear at once, ranges can be read, names listed, and an object
 created only if it is absent. Files are written once and named by their content, so that a second writer does no harm.
@@ -19,7 +19,7 @@ from pipeline.objects import ObjectFiles
 from pipeline.refusals import explained, local_refusals, remote_refusals
 
 OPTION = "--reference.root"
-"""The option that chooses another place."""
+"""The option that chooses another place, where the caller names no other."""
 
 
 class Place:
@@ -30,6 +30,7 @@ class Place:
 
     Args:
         root: a path, or a URL such as s3://bucket/prefix. Nothing is created.
+        option: the option that chooses another place, for messages.
 
     Raises:
         ArtifactError: for a protocol nobody knows, or one whose package is not installed.
@@ -41,7 +42,8 @@ class Place:
     stale_s: float = STALE_S
     """Seconds after which the lock of a process that died is free on a remote place; alike for all who use it."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, option: str = OPTION) -> None:
+        self._option = option
         self.is_local = "://" not in root or root.startswith("file://")
         self._files: DiskFiles | ObjectFiles
         if self.is_local:
@@ -55,7 +57,7 @@ class Place:
         except (ValueError, ImportError) as error:
             remedy = "pip install the package it names" if isinstance(error, ImportError) else "correct it"
             raise ArtifactError(
-                f"{root!r} cannot be used: {error}; {remedy}, or set {OPTION} to a directory"
+                f"{root!r} cannot be used: {error}; {remedy}, or set {option} to a directory"
             ) from error
 
     def __repr__(self) -> str:
@@ -63,7 +65,7 @@ class Place:
 
     def below(self, *parts: str) -> Place:
         """A directory below this one."""
-        return Place("/".join((self.root, *parts)))
+        return Place("/".join((self.root, *parts)), self._option)
 
     def names(self) -> list[str]:
         """Names of the files directly below, sorted; empty if the directory is not there."""
@@ -137,7 +139,7 @@ class Place:
         what = (
             f"{self.root} cannot be written" if self.is_local else f"temporary files for {self.root} cannot be written"
         )
-        option = OPTION if self.is_local else "TMPDIR"
+        option = self._option if self.is_local else "TMPDIR"
         with contextlib.ExitStack() as stack:
             with local_refusals(what, option):
                 path = stack.enter_context(self._files.scratch())
@@ -171,7 +173,7 @@ class Place:
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[None]:
         refusals = local_refusals if self.is_local else remote_refusals
-        with refusals(f"{self.root} cannot be {what}", OPTION):
+        with refusals(f"{self.root} cannot be {what}", self._option):
             try:
                 yield
             except FileNotFoundError as error:
@@ -180,6 +182,6 @@ class Place:
                     "locked",
                 ):  # not a file that is asked for: its directory cannot be made
                     raise ArtifactError(
-                        f"{self.root} cannot be {what}: {error.strerror or error}; set {OPTION} to another place"
+                        f"{self.root} cannot be {what}: {error.strerror or error}; set {self._option} to another place"
                     ) from error
                 raise

@@ -1,0 +1,414 @@
+"""The registry: one line of versions for each reference, with aliases that move at once and can be moved back.
+
+::
+
+    <root>/lines/<line>.json          one document a line, whose name comes from the reference
+    <root>/<line>/versions/           manifests: 00000000.json is the reference, for ever
+    <root>/<line>/models/<id>/        the files of a version: a Hugging Face model directory
+    <root>/<line>/audit/              the trail, which says where the aliases point (`pipeline.release.trail`)
+    <root>/<line>/aliases/            the same after every record, for the finding of a cut trail
+
+It needs neither Ray nor a server: whoever can reach the directory, or the object store, can move an alias.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.digests import seal, unseal
+from pipeline.errors import RegistryError
+from pipeline.places import Place
+from pipeline.refusals import explained
+from pipeline.release import state as states
+from pipeline.release.state import CANDIDATE, REFERENCE, AliasState, Event, State
+from pipeline.release.trail import Record, Trail
+from pipeline.release.versions import (
+    CARDS,
+    Manifest,
+    Versions,
+    check_model_directory,
+    describe_files,
+    identity_of,
+    manifest_bytes,
+)
+
+OPTION = "--registry.root"
+DIRECTORY = "registry"
+"""Below the storage, where no other root is named."""
+LINE_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A version whose every byte was just verified."""
+
+    version: int
+    label: str
+    """Such as ``version 3 (production)``."""
+    id: str
+    path: Path
+    """A local Hugging Face model directory."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What a move did."""
+
+    before: int
+    after: int
+    record: Record | None
+    """None when the alias was there already."""
+
+
+def open_registry(root: str) -> Registry:
+    """The registry at a directory or URL; nothing is created."""
+    return Registry(Place(root, OPTION))
+
+
+def root_of(storage: Path, root: str | None) -> str:
+    """Where the registry of a storage is."""
+    return str(storage / DIRECTORY) if root is None else root
+
+
+def line_name(reference_digest: str) -> str:
+    """The name of a reference's line."""
+    return reference_digest[:LINE_LENGTH]
+
+
+def myself() -> str:
+    """Who acts: user and machine."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
+
+
+class Registry:
+    """All lines below one root."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    def lines(self) -> list[str]:
+        """Names of the lines."""
+        return [name.removesuffix(".json") for name in self.place.below("lines").names()]
+
+    def line(self, name: str | None = None) -> Line:
+        """A line by its name, or the beginning of it; without one the only line there is.
+
+        Raises:
+            RegistryError: when there is none, or several.
+        """
+        lines = self.lines()
+        if not lines:
+            raise RegistryError(
+                f"there is no registry at {self.place.root}: a run of jobs/align.py makes one "
+                f"(set --storage, or {OPTION}, to where it is)"
+            )
+        found = [line for line in lines if line.startswith(name or "")]
+        if len(found) != 1:
+            listed = "\n".join(f"  {line}  {self.description(line)}" for line in (found or lines))
+            what = f"no line {name!r}" if not found else f"{len(found)} lines"
+            raise RegistryError(f"there are {what} in {self.place.root}: choose one with --line\n{listed}")
+        return Line(self.place, found[0])
+
+    def description(self, line: str) -> str:
+        """What a line's reference is, in words."""
+        return str(self._document(line)["description"])
+
+    def _document(self, line: str) -> dict[str, Any]:
+        try:
+            return unseal(self.place.below("lines").read(f"{line}.json"))
+        except (FileNotFoundError, ValueError) as error:
+            raise RegistryError(
+                f"line {line} in {self.place.root} is damaged: {error}; restore lines/{line}.json"
+            ) from error
+
+    def begin(
+        self,
+        name: str,
+        reference: Path,
+        description: str,
+        provenance: Mapping[str, Any],
+    ) -> Line:
+        """The line of a reference, begun with it as version 0 unless it is there.
+
+        Args:
+            reference: its model directory with its card.
+            description: what it is, in words.
+            provenance: what it was made from.
+
+        Raises:
+            RegistryError: when the line's version 0 is another model.
+        """
+        check_model_directory(reference)
+        line = Line(self.place, name)
+        if not line.versions.numbers():
+            if not re.fullmatch(r"[0-9a-f]{8,64}", name):
+                raise RegistryError(f"{name!r} is no name of a line: 8 to 64 hexadecimal digits")
+            line.register(reference, provenance, why="the reference, which this line begins with")
+        document = {"line": name, "description": description}
+        self.place.below("lines").create(f"{name}.json", seal(document))
+        kept = line.versions.manifest(0).files
+        for path, entry in describe_files(reference).items():
+            if path in kept and path not in CARDS and kept[path] != entry:
+                raise RegistryError(
+                    f"line {name} in {self.place.root} begins with another reference ({path} differs), though both "
+                    f"were made from the same description: set {OPTION} to another place for the new one"
+                )
+        return line
+
+
+class Line:
+    """Versions, aliases and trail of one reference.
+
+    Args:
+        root: of the registry.
+        name: of the line.
+    """
+
+    def __init__(self, root: Place, name: str) -> None:
+        self.name = name
+        self.place = root.below(name)
+        self.versions, self.trail = Versions(self.place), Trail(self.place)
+
+    # -- looking -------------------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        """What the line stands at: one listing and the newest record."""
+        head = self.trail.head()
+        return State() if head is None else head.state
+
+    def alias(self, name: str) -> AliasState:
+        """Where an alias points."""
+        return self.state().alias(name)
+
+    def number(self, spec: str, state: State | None = None) -> int:
+        """The version that a number, ``reference`` or an alias names.
+
+        Raises:
+            RegistryError: when there is no such version.
+        """
+        state = self.state() if state is None else state
+        if spec == REFERENCE:
+            return 0
+        if spec.isdecimal():
+            if not int(spec) < state.versions:
+                have = f"versions 0 to {state.versions - 1}" if state.versions else "no version"
+                raise RegistryError(f"there is no version {spec} in {self.place.root}, which has {have}")
+            return int(spec)
+        if spec not in state.aliases and spec != CANDIDATE:
+            known = ", ".join(sorted({*state.aliases, CANDIDATE, REFERENCE}))
+            raise RegistryError(
+                f"there is no version or alias {spec!r} in {self.place.root}; there are {known}, and numbers"
+            )
+        return state.alias(spec).version
+
+    def label(self, version: int, state: State) -> str:
+        """A version with the names it has."""
+        names = [*(["the reference"] if version == 0 else [])]
+        names += [name for name, alias in sorted(state.aliases.items()) if alias.version == version]
+        return f"version {version}" + (f" ({', '.join(names)})" if names else "")
+
+    def fetch(self, spec: str, into: Path) -> Fetched:
+        """A version to load, every byte verified.
+
+        Args:
+            spec: number, alias or ``reference``.
+            into: where copies go when the registry is on an object store.
+
+        Raises:
+            RegistryError: when there is none, or a file differs.
+        """
+        state = self.state()
+        version = self.number(spec, state)
+        if version in state.removed:
+            raise RegistryError(f"version {version} was removed from {self.place.root}; choose another one")
+        manifest = self.versions.manifest(version)
+        with explained(f"copies of versions cannot be written to {into}", within=into):
+            return Fetched(version, self.label(version, state), manifest.id, self.versions.fetch(manifest, into))
+
+    def find(self, identity: str) -> Manifest | None:
+        """The version with these contents, if there is one that was not removed."""
+        removed = self.state().removed
+        for number in reversed(self.versions.numbers()):
+            if number not in removed and (manifest := self.versions.manifest(number)).identity == identity:
+                return manifest
+        return None
+
+    # -- versions ------------------------------------------------------------------------------------------
+
+    def register(self, directory: Path, provenance: Mapping[str, Any], *, why: str, who: str | None = None) -> Manifest:
+        """Make a version of a model directory, or find the one with the same contents (and make its files whole).
+
+        Args:
+            directory: a Hugging Face model directory with what else belongs to the version; links are followed.
+            provenance: digests of what it was made from, as JSON.
+
+        Raises:
+            ModelError: for a directory that no server could load, or that holds programs.
+            RegistryError: when it could not be written whole.
+        """
+        check_model_directory(directory)
+        files = describe_files(directory)
+        identity = identity_of(files)
+        if found := self.find(identity):
+            self.versions.repair(found, directory)
+        else:
+            self.versions.put(directory, files)
+            when = datetime.now(UTC).isoformat(timespec="milliseconds")
+            while found is None:
+                number = max(self.versions.numbers(), default=-1) + 1
+                signed = who or myself()
+                if self.versions.create(number, manifest_bytes(number, files, provenance, when, signed, why)):
+                    found = self.versions.manifest(number)
+                else:  # somebody else has taken the number, perhaps for the same model
+                    found = self.find(identity)
+        self._record_versions()
+        return found
+
+    def _record_versions(self) -> None:
+        """Append the record of every version that has none: the newest one's, and those whose writers were killed."""
+        for number in self.versions.numbers()[self.state().versions :]:
+            manifest = self.versions.manifest(number)
+
+            def registered(state: State, number: int = number) -> Event | None:
+                return Event("registered", number) if state.versions == number else None
+
+            details = {"id": manifest.id, "identity": manifest.identity, "manifest": manifest.digest}
+            self.trail.append(registered, who=manifest.who, why=manifest.why, details=details)
+
+    def remove(self, spec: str, *, why: str, who: str | None = None) -> int:
+        """Give up a version's files, for their space. Its manifest and its records stay.
+
+        Raises:
+            RegistryError: for the reference, and for what an alias points to.
+        """
+        version = self.number(spec)
+        self.trail.append(
+            lambda state: None if version in state.removed else Event("removed", version),
+            who=who or myself(),
+            why=why,
+        )
+        manifest, removed = self.versions.manifest(version), self.state().removed
+        kept = {self.versions.manifest(one).id for one in self.versions.numbers() if one not in removed}
+        if manifest.id not in kept:  # the same files may have been registered again
+            self.versions.remove_files(manifest)
+        return version
+
+    # -- aliases -------------------------------------------------------------------------------------------
+
+    def promote(
+        self,
+        alias: str,
+        version: int,
+        *,
+        expected: int,
+        why: str,
+        seen: int | None = None,
+        fence: int | None = None,
+        who: str | None = None,
+    ) -> Moved:
+        """Move an alias to a version: one atomic compare-and-swap.
+
+        Args:
+            expected: the version that the alias has to point to.
+            seen: number of the record that moved it there (`AliasState.moved_by`), to notice that it went elsewhere
+                and came back.
+            fence: the token (`pipeline.lease.Lease.number`) under which this was decided.
+
+        Raises:
+            ConflictError: when the alias points elsewhere or the lease was taken over; nothing was changed.
+            RegistryError: when there is no such version, or its files are not whole; nothing was changed.
+        """
+        states.check_alias(alias)
+        self._require_there(version)
+        record = self.trail.append(
+            lambda state: states.promotion(state, alias, version, expected, seen, fence), who=who or myself(), why=why
+        )
+        return Moved(expected, version, record)
+
+    def roll_back(self, alias: str, to: str | None = None, *, why: str, who: str | None = None) -> Moved:
+        """Move an alias back: to what it pointed to before, or to a version.
+
+        What it goes to is settled when the call begins. A promotion at the same moment is undone with it, or is refused
+        when it comes later, since the alias is not where it expects it.
+
+        Args:
+            to: a number, ``reference``, an alias, or None for the previous version. None again after a roll-back does
+                nothing.
+
+        Raises:
+            RegistryError: when there is no such version, nothing to go back to, or its files are not whole.
+        """
+        states.check_alias(alias)
+        state = self.state()
+        wanted = None if to is None else self.number(to, state)
+        target = states.roll_back_target(state, alias, wanted)
+        if state.alias(alias).version != target:
+            self._require_there(target)
+        before = [state.alias(alias).version]
+
+        def move(now: State) -> Event | None:
+            before[0] = now.alias(alias).version
+            return states.roll_back(now, alias, target)
+
+        return Moved(before[0], target, self.trail.append(move, who=who or myself(), why=why))
+
+    def decide(
+        self,
+        alias: str,
+        version: int,
+        goes_to: int | None,
+        *,
+        seen: int,
+        why: str,
+        details: Mapping[str, Any],
+        fence: int | None = None,
+        who: str | None = None,
+    ) -> Record:
+        """Write down what the gate decided of a version, and move the alias with it, in one record.
+
+        Args:
+            goes_to: where the alias goes: the version, 0, or None to leave it.
+            seen: number of the record that had moved the alias when the decision was made.
+            details: the decision and its numbers, as JSON.
+
+        Raises:
+            ConflictError: when the alias has moved since, or the lease was taken over; nothing was changed.
+        """
+        states.check_alias(alias)
+        for one in {version, version if goes_to is None else goes_to}:
+            self._require_there(one)
+        record = self.trail.append(
+            lambda state: states.decision(state, alias, version, goes_to, seen, fence),
+            who=who or myself(),
+            why=why,
+            details=details,
+        )
+        assert record is not None, "a decision is always written down"
+        return record
+
+    def fence(self, token: int, *, why: str, who: str | None = None) -> Record:
+        """Keep out whoever holds an older lease, before anything is decided under the new one.
+
+        Raises:
+            ConflictError: when a newer one has been here.
+        """
+        event = Event("fenced", None, (), token)
+        record = self.trail.append(lambda state: event, who=who or myself(), why=why)
+        assert record is not None
+        return record
+
+    def _require_there(self, version: int) -> None:
+        """Before an alias moves: the manifest and the size of every file, which is done at once for any model."""
+        self.versions.require(version, full=False)
