@@ -15,7 +15,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypedDict, get_args, get_origin
 
@@ -38,7 +38,7 @@ from pipeline.recipes import (
     section_of,
 )
 
-__all__ = ["JobRequest", "parse_job", "resolved_yaml", "run_job"]
+__all__ = ["Argument", "JobRequest", "parse_job", "resolved_yaml", "run_job"]
 
 DEFAULT_RECIPE = "reviews"
 
@@ -65,17 +65,47 @@ class JobRequest:
     run: RunConfig
     pilot: float | None = None
     """Of a sweep: share of the training groups to try everything on first."""
+    arguments: Mapping[str, str | None] = field(default_factory=dict)
+    """What was given for the job's own arguments (`Argument`), by name."""
 
 
-def parse_job(prog: str, description: str, argv: Sequence[str] | None = None, *, sweep: bool = False) -> JobRequest:
+@dataclass(frozen=True)
+class Argument:
+    """An argument that only one job takes: a positional one, which must be given, or an option, which is None when
+    it is not. ``metavar`` is how its value is written."""
+
+    name: str
+    metavar: str
+    help: str
+    positional: bool = False
+
+    @property
+    def field(self) -> Any:
+        """As a field of the type that tyro parses."""
+        if self.positional:
+            return self.name, Annotated[str, tyro.conf.Positional, _help(self.help, self.metavar, "(required)")]
+        return self.name, Annotated[str | None, _help(self.help, self.metavar, "(default: none)")], None
+
+
+def parse_job(
+    prog: str,
+    description: str,
+    argv: Sequence[str] | None = None,
+    *,
+    sweep: bool = False,
+    own: Sequence[Argument] = (),
+) -> JobRequest:
     """Parse the arguments of a job (``sys.argv[1:]`` when ``argv`` is None); only a sweep takes the options of one.
+
+    Args:
+        own: arguments of this job beside the options of a run.
 
     Like every command line parser it ends the process itself: exit code 0 after ``--help``, 2 after one
     ``error: ...`` on stderr that names the option, the problem and the nearest valid spelling.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _parse(prog, description, arguments, sweep)
+        return _parse(prog, description, arguments, sweep, own)
     except ConfigError as error:
         _print_error(f"{error}\nSee {prog} --help")
         raise SystemExit(EXIT_USAGE) from None
@@ -112,14 +142,14 @@ def run_job(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(code)
 
 
-def _parse(prog: str, description: str, arguments: list[str], sweep: bool) -> JobRequest:
+def _parse(prog: str, description: str, arguments: list[str], sweep: bool, own: Sequence[Argument]) -> JobRequest:
     recipe = load_recipe(_recipe_argument(arguments))
-    own = ["recipe", "storage", "dry_run", *(["pilot"] if sweep else [])]
-    known = {*own, *(name for name in options() if sweep or not name.startswith(SWEEP))}
+    flags = ["recipe", "storage", "dry_run", *(["pilot"] if sweep else []), *(a.name for a in own if not a.positional)]
+    known = {*flags, *(name for name in options() if sweep or not name.startswith(SWEEP))}
     if not {"-h", "--help"} & set(arguments):
-        _refuse_unknown(arguments, known, own)
+        _refuse_unknown(arguments, known, flags)
     parsed = tyro.cli(
-        _arguments_type(recipe, sweep),
+        _arguments_type(recipe, sweep, own),
         prog=prog,
         description=f"{description}\n\nAny option of the recipe can be set here. Defaults are those of {recipe.path}.",
         args=arguments,
@@ -129,7 +159,8 @@ def _parse(prog: str, description: str, arguments: list[str], sweep: bool) -> Jo
     sections = {name: getattr(parsed, name) for name in RunConfig.model_fields if hasattr(parsed, name)}
     overrides = {dotted: _null(value, options()[dotted]) for dotted, value in flat(sections).items()}
     pilot = _share(parsed.pilot) if sweep else None
-    return JobRequest(recipe.name, parsed.storage, parsed.dry_run, resolve(recipe, overrides), pilot)
+    given = {argument.name: getattr(parsed, argument.name) for argument in own}
+    return JobRequest(recipe.name, parsed.storage, parsed.dry_run, resolve(recipe, overrides), pilot, given)
 
 
 def _share(text: str | None) -> float | None:
@@ -175,24 +206,25 @@ def _refuse_unknown(arguments: Sequence[str], known: set[str], own: list[str]) -
         raise ConfigError("\n".join(problems))
 
 
-def _arguments_type(recipe: Recipe, sweep: bool) -> Any:
-    """The type tyro parses: the job's own options, then the recipe's, each absent unless it was given.
+def _arguments_type(recipe: Recipe, sweep: bool, own: Sequence[Argument]) -> Any:
+    """The type tyro parses: the job's own arguments, then the recipe's options, each absent unless it was given.
 
     Values stay text here: `pipeline.recipes.resolve` validates them together with the recipe's.
     """
     recipe_help = f"A recipe by name ({', '.join(recipe_names())}), or the path of a YAML file."
     storage_help = "Directory for runs and their artefacts. On a cluster every node must see it."
-    own: list[Any] = [
+    fields: list[Any] = [
+        *(argument.field for argument in own),
         ("recipe", Annotated[str, _help(recipe_help, "NAME|PATH", f"(default: {DEFAULT_RECIPE})")], DEFAULT_RECIPE),
         ("storage", Annotated[str | None, _help(storage_help, "PATH", "(default: chosen by the job)")], None),
         ("dry_run", Annotated[bool, _help("Print the resolved run and what it would execute.", None, "")], False),
     ]
     if sweep:
-        own.append(("pilot", Annotated[str | None, _help(PILOT_HELP, "SHARE", "(default: none)")], None))
+        fields.append(("pilot", Annotated[str | None, _help(PILOT_HELP, "SHARE", "(default: none)")], None))
     sections = [
         (name, of) for name, of in _section_types(RunConfig, recipe.values).items() if sweep or f"{name}." != SWEEP
     ]
-    return make_dataclass("Job", own + sections, kw_only=True)
+    return make_dataclass("Job", fields + sections, kw_only=True)
 
 
 def _typed_dict(name: str, types: dict[str, Any]) -> Any:

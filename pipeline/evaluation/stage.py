@@ -18,7 +18,8 @@ from pipeline.records import PairScores, PairTokens, PromptTokens, SampleRow, Sc
 Say = Callable[[str], None]
 
 
-def _device(cluster: ClusterConfig) -> Any:
+def actor_device(cluster: ClusterConfig) -> Any:
+    """What an actor computes on, with the threads that it may have."""
     import torch
 
     if cluster.gpus_per_actor > 0:
@@ -35,7 +36,7 @@ class SamplingActor:
         from pipeline.models.load import load_model, load_tokenizer, torch_dtype
 
         self._run = RunConfig.model_validate(run)
-        self._device = _device(self._run.cluster)
+        self._device = actor_device(self._run.cluster)
         dtype = torch_dtype(self._run.model.dtype)
         self._model = load_model(Path(model_dir), dtype).to(self._device)
         self._tokenizer = load_tokenizer(Path(model_dir))
@@ -62,7 +63,7 @@ class ScoringActor:
         from pipeline.risk.measures import trained_measure
 
         config = RunConfig.model_validate(run)
-        device = _device(config.cluster)
+        device = actor_device(config.cluster)
         dtype = torch_dtype(config.model.dtype)
         self._trained = trained_measure(config.loss, config.risk)
         self._prompt_set = prompt_set
@@ -93,16 +94,24 @@ def run_sampling(
     """
     config = run.evaluation
     prompts = read_table(tokens_dir / f"prompts-{config.split}.parquet", PromptTokens)[: config.num_prompts]
+    rows = sample_prompts(run, model_dir, prompts, report, say)
+    write_table(out_dir / "samples.parquet", rows, SampleRow)
+    return len(rows)
+
+
+def sample_prompts(
+    run: RunConfig, model_dir: Path, prompts: Sequence[PromptTokens], report: Report, say: Say | None = None
+) -> list[SampleRow]:
+    """One scored sample for every prompt and seed, prompt by prompt; the arguments are those of `run_sampling`."""
+    config = run.evaluation
     work = [(prompt, seed) for prompt in prompts for seed in config.seeds]
     batches = [work[start : start + config.batch_size] for start in range(0, len(work), config.batch_size)]
     calls = [Call("sample", (batch,), f"batch {index} of the samples") for index, batch in enumerate(batches)]
     arguments = (run.model_dump(mode="json"), str(model_dir))
-    results = _results(
+    results = actor_results(
         SamplingActor, arguments, run.cluster, calls, report, say, lower="evaluation.batch_size, cluster.max_actors"
     )
-    rows = [row for batch in results for row in batch]
-    write_table(out_dir / "samples.parquet", rows, SampleRow)
-    return len(rows)
+    return [row for batch in results for row in batch]
 
 
 def run_evaluation(
@@ -145,7 +154,7 @@ def run_evaluation(
         for number, batch in enumerate(token_batches(lengths, budget // 2))
     ]
     arguments = (run.model_dump(mode="json"), str(reference_dir), str(policy_dir), prompt_set)
-    results = _results(
+    results = actor_results(
         ScoringActor,
         arguments,
         run.cluster,
@@ -167,7 +176,7 @@ def run_evaluation(
     return evaluation
 
 
-def _results(
+def actor_results(
     hosted: type[Any],
     arguments: tuple[Any, ...],
     cluster: ClusterConfig,
@@ -176,7 +185,13 @@ def _results(
     say: Say | None,
     lower: str,
 ) -> list[Any]:
-    """Results in the order of the calls; ``lower`` are the options that let an actor need less memory."""
+    """Results of calls on a ``hosted(*arguments)`` in actors of the cluster, in the order of the calls.
+
+    Args:
+        report: progress in batches.
+        say: a line for the console, when an actor died.
+        lower: the options that let an actor need less memory.
+    """
     results: list[Any] = [None] * len(calls)
     done = itertools.count(1)
 

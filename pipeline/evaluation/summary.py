@@ -46,7 +46,7 @@ def summarise(
     shape = len(prompts), len(seeds)
 
     compared = {
-        name: _compare(
+        name: compare_scorer(
             _matrix(reference, keys, shape, name),
             _matrix(policy, keys, shape, name),
             scorer,
@@ -160,13 +160,15 @@ def _matrix(samples: dict[Key, ScoredSample], keys: list[Key], shape: tuple[int,
     return np.array([samples[key].scores[scorer] for key in keys], dtype=np.float64).reshape(shape)
 
 
-def _compare(
+def compare_scorer(
     reference: FloatArray,
     policy: FloatArray,
     scorer: Scorer,
     config: EvaluationConfig,
     incident_below: float | None,
 ) -> Comparison:
+    """`compare_scores` of two score matrices [prompts, seeds], mirrored for a scorer of which smaller is better, so
+    that tails are of the bad end."""
     mirror = -1.0 if scorer.larger_is_better is False else 1.0
     comparison = compare_scores(
         mirror * reference,

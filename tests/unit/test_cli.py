@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.exceptions import RayTaskError
 
-from pipeline.cli import JobRequest, parse_job, run_job
+from pipeline.cli import Argument, JobRequest, parse_job, run_job
 from pipeline.errors import ArtifactError, ConfigError, DataError
 from pipeline.recipes import load_recipe, options, resolve
 from pipeline.sweep_config import Range
@@ -325,3 +325,36 @@ class TestSweepOptions:
         with pytest.raises(SystemExit):
             self.sweep(*arguments)
         assert message in capsys.readouterr().err
+
+
+class TestOwnArguments:
+    OWN = (
+        Argument("first", "FIRST", "What is looked at.", positional=True),
+        Argument("aside", "FILE", "What else is looked at."),
+    )
+
+    def look(self, *arguments: str) -> JobRequest:
+        return parse_job("look", "Look at something.", arguments, own=self.OWN)
+
+    def test_they_stand_beside_the_options_of_a_run(self) -> None:
+        request = self.look("here", "--risk.level", "0.25", "--aside", "there")
+        assert request.arguments == {"first": "here", "aside": "there"}
+        assert request.run.risk.level == 0.25
+        assert self.look("--risk.level", "0.25", "here").arguments == {"first": "here", "aside": None}
+        assert parse().arguments == {}
+
+    def test_a_positional_one_is_required_and_a_slip_is_told(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for arguments, said in (((), "FIRST"), (("here", "--asid", "x"), "did you mean --aside?")):
+            with pytest.raises(SystemExit) as caught:
+                self.look(*arguments)
+            assert caught.value.code == 2
+            assert said in capsys.readouterr().err
+        assert "unknown option --aside" in refusal(capsys, "--aside", "x"), "another job does not take it"
+
+    def test_the_help_tells_them(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "120")
+        with pytest.raises(SystemExit):
+            self.look("--help")
+        text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert "FIRST What is looked at. (required)" in text
+        assert "--aside FILE What else is looked at. (default: none)" in text
