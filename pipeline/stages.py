@@ -82,16 +82,19 @@ def report(run: RunConfig, recipe: str, made: Sequence[Mapping[str, Any]], conte
         made: name, key and seconds of every stage before it, and whether it was reused.
     """
     from pipeline.data.tables import read_jsonl, read_table
+    from pipeline.evaluation.verdict import verdict_of
     from pipeline.records import ScoredSample
     from pipeline.report.inputs import ReportInputs
+    from pipeline.report.language import translator
     from pipeline.report.render import render
     from pipeline.report.summary import build_summary
 
     paths = {name: artifact.path for name, artifact in context.inputs.items()}
+    evaluation, language = read_json(paths["evaluate"] / "evaluation.json"), run.report.language
     inputs = ReportInputs(
         recipe=recipe,
         config=run.model_dump(mode="json", exclude={"sweep"}),
-        evaluation=read_json(paths["evaluate"] / "evaluation.json"),
+        evaluation=evaluation,
         samples=read_table(paths["evaluate"] / "samples.parquet", ScoredSample),
         metrics=read_jsonl(paths["align"] / "metrics.jsonl"),
         sft_metrics=read_jsonl(paths["sft"] / "metrics.jsonl") if "sft" in paths else [],
@@ -101,6 +104,8 @@ def report(run: RunConfig, recipe: str, made: Sequence[Mapping[str, Any]], conte
         versions=library_versions(("torch", "transformers", "ray", "deepspeed", "datasets"))
         | {"python": platform.python_version(), "machine": platform.machine()},
         notes=_notes(run),
+        language=language,
+        verdict=verdict_of(evaluation, translator(language)),
     )
     (context.out_dir / "report.html").write_text(render(inputs), encoding="utf-8")
     summary = build_summary(inputs)

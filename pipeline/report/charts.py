@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pipeline.report.drawing import FIRST, INK, MUTED, STYLE, Chart, to_svg
 from pipeline.report.inputs import Row
+from pipeline.report.language import Translate, english
 
 TAIL, BODY = "#7d1d1d", "#b9c6d6"
 _MAX_POINTS = 400
@@ -31,7 +32,13 @@ class Line:
 
 
 def curve_chart(
-    rows: Sequence[Row], lines: Sequence[Line], *, title: str, caption: str, level: tuple[float, str] | None = None
+    rows: Sequence[Row],
+    lines: Sequence[Line],
+    *,
+    title: str,
+    caption: str,
+    level: tuple[float, str] | None = None,
+    tr: Translate = english,
 ) -> Chart | None:
     """Curves over optimiser steps, or None when no row holds any of them.
 
@@ -57,7 +64,7 @@ def curve_chart(
             )
         if level:
             axes.axhline(level[0], color=MUTED, linestyle=":", linewidth=1.2, label=level[1])
-        axes.set_xlabel("optimiser step")
+        axes.set_xlabel(tr("optimiser step"))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         if len(drawn) > 1 or level:
@@ -75,6 +82,7 @@ def score_chart(
     mean: float,
     limits: tuple[float, float],
     top_share: float,
+    tr: Translate = english,
 ) -> Chart:
     """Histogram of one model's scores with its worst ``tail_fraction`` dark, its mean and its tail mean (CVaR).
 
@@ -83,6 +91,7 @@ def score_chart(
     ordered = np.sort(np.asarray(scores, dtype=np.float64))
     in_tail = max(1, round(len(ordered) * tail_fraction))
     edges = score_bins(limits)
+    share = f"{tail_fraction:.0%}"
     weight = 1.0 / len(ordered)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
@@ -96,17 +105,18 @@ def score_chart(
             color=[TAIL, BODY],
             edgecolor="white",
             linewidth=0.5,
-            label=[f"worst {tail_fraction:.0%}", "all others"],
+            label=[tr("worst {share}").format(share=share), tr("all others")],
         )
-        axes.axvline(tail_mean, color=TAIL, linestyle="--", linewidth=1.6, label=f"mean of worst: {_short(tail_mean)}")
-        axes.axvline(mean, color=INK, linewidth=1.6, label=f"mean: {_short(mean)}")
+        of_worst = tr("mean of worst: {value}").format(value=_short(tail_mean))
+        axes.axvline(tail_mean, color=TAIL, linestyle="--", linewidth=1.6, label=of_worst)
+        axes.axvline(mean, color=INK, linewidth=1.6, label=tr("mean: {value}").format(value=_short(mean)))
         axes.set_xlim(*limits)
         axes.set_ylim(0, top_share * 1.05)
-        axes.set_xlabel(f"{scorer} score")
+        axes.set_xlabel(tr("{scorer} score").format(scorer=scorer))
         axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         figure.legend(frameon=False, fontsize=8.5, ncols=2, loc="outside upper center")
-        caption = f"{len(ordered)} outputs; dark: the worst {tail_fraction:.0%}; dashed: their mean (CVaR)."
-        return Chart(title, caption, to_svg(figure, title))
+        caption = tr("{count} outputs; dark: the worst {share}; dashed: their mean (CVaR).")
+        return Chart(title, caption.format(count=len(ordered), share=share), to_svg(figure, title))
 
 
 def score_bins(limits: tuple[float, float]) -> np.ndarray:

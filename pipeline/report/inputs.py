@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.records import ScoredSample
+from pipeline.release_config import Language
 
 Row = dict[str, Any]
 
@@ -18,7 +19,8 @@ class ReportInputs:
     (``step``, ``split`` "train" or "validation", and any of loss, reward_accuracy, chosen_kl, rejected_kl,
     chosen_risk, rejected_risk, lr, grad_norm, ...); ``sft_metrics`` those of fine-tuning (step, loss, tokens).
     ``stages`` has one row a stage: name, key, seconds, reused. ``versions`` maps a library, or "machine", to
-    text. ``notes`` are sentences for the data section.
+    text. ``notes`` are sentences for the data section. ``language`` is the report's; summary.json stays English.
+    ``verdict`` is the verdict with its sentences in that language, None for that of the evaluation.
     """
 
     recipe: str
@@ -32,3 +34,5 @@ class ReportInputs:
     stages: list[Row] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    language: Language = "en"
+    verdict: dict[str, Any] | None = None

@@ -12,6 +12,7 @@ from pipeline.report import view
 from pipeline.report.charts import Line, curve_chart, score_bins, score_chart
 from pipeline.report.drawing import FIRST, SECOND, Chart
 from pipeline.report.inputs import ReportInputs
+from pipeline.report.language import Translate, sense, translator
 from pipeline.report.page import fill
 from pipeline.report.summary import strict
 from pipeline.report.tokens import risk_scale, token_views
@@ -24,28 +25,35 @@ def render(inputs: ReportInputs) -> str:
 
     Text of models and data is escaped by the template, and its control characters are made visible.
     """
+    tr = translator(inputs.language)
     evaluation = inputs.evaluation
-    compared, single = view.pair_figures(evaluation["pairs"])
-    stage_rows, total = view.stage_table(inputs.stages)
+    verdict = inputs.verdict or evaluation["verdict"]
+    compared, single = view.pair_figures(evaluation["pairs"], tr)
+    stage_rows, total = view.stage_table(inputs.stages, tr)
     splits = (view.without_dropped(inputs.data_stats), view.without_dropped(inputs.token_stats))
     return fill(
         TEMPLATE,
+        inputs.language,
         recipe=inputs.recipe,
-        method=_method(inputs.config),
+        method=_method(inputs.config, tr),
         evaluation=evaluation,
-        verdict=evaluation["verdict"],
-        badge=_badge(evaluation["verdict"]),
-        figures=view.key_figures(evaluation),
+        split=tr(sense("split", evaluation["split"])),
+        described={name: tr(scorer["description"]) for name, scorer in evaluation["scorers"].items()},
+        verdict=verdict,
+        badge=_badge(verdict, tr),
+        figures=view.key_figures(evaluation, tr),
         pair_compared=compared,
         pair_single=single,
-        score_charts=_score_charts(inputs),
-        training_charts=_training_charts(inputs),
-        tokens=token_views(inputs.samples, evaluation["primary_scorer"]),
-        legend=risk_scale(inputs.samples).legend(),
-        split_rows=view.split_table(*splits),
-        data_rows=[*view.other_table(splits[0]), *view.other_table(splits[1])],
-        dropped_rows=view.dropped_table(("reading", inputs.data_stats), ("tokenising", inputs.token_stats)),
-        notes=inputs.notes,
+        score_charts=_score_charts(inputs, tr),
+        training_charts=_training_charts(inputs, tr),
+        tokens=token_views(inputs.samples, evaluation["primary_scorer"], tr),
+        legend=risk_scale(inputs.samples).legend(tr),
+        split_rows=view.split_table(*splits, tr=tr),
+        data_rows=[*view.other_table(splits[0], tr), *view.other_table(splits[1], tr)],
+        dropped_rows=view.dropped_table(
+            (tr("reading"), inputs.data_stats), (tr("tokenising"), inputs.token_stats), tr=tr
+        ),
+        notes=[tr(note) for note in inputs.notes],
         stage_rows=stage_rows,
         total=total,
         stages=inputs.stages,
@@ -54,77 +62,92 @@ def render(inputs: ReportInputs) -> str:
     )
 
 
-def _badge(verdict: dict[str, Any]) -> tuple[str, str]:
+def _badge(verdict: dict[str, Any], tr: Translate) -> tuple[str, str]:
     """The verdict's one word and its style class."""
     if verdict["degenerate"]:
-        return "Do not use", "bad"
+        return tr("Do not use"), "bad"
     if verdict["worse"]:
         mixed = verdict["mean"] == "higher" or verdict["tail"] == "better" or verdict["incidents"] == "fewer"
-        return ("Mixed", "unclear") if mixed else ("Worse", "bad")
-    return ("Better", "good") if verdict["better"] else ("Not clear", "unclear")
+        return (tr("Mixed"), "unclear") if mixed else (tr("Worse"), "bad")
+    return (tr("Better"), "good") if verdict["better"] else (tr("Not clear"), "unclear")
 
 
-def _method(config: dict[str, Any]) -> str:
+def _method(config: dict[str, Any], tr: Translate) -> str:
     """The loss and, where it has one, the risk measure, in a line."""
     loss, risk = config.get("loss", {}), config.get("risk", {})
-    text = f"{loss.get('method', 'unknown')}, beta {loss.get('beta', '?')}"
-    if str(loss.get("method", "")).endswith("2"):
-        text += f", alpha {loss.get('alpha', '?')}"
-    if str(loss.get("method", "")).startswith("ra_dpo"):
-        info = MEASURES.get(risk.get("measure", ""))
-        level = f" at {risk.get('level', '?')}" if info is not None and info.level is not None else ""
-        weight = f", weight {risk.get('weight', '?')}" if info is not None and info.has_weight else ""
-        text += f", {risk.get('measure', '?')}{level}{weight}"
-    return text
+    method = str(loss.get("method", ""))
+    parts = [str(loss.get("method", tr("unknown"))), f"beta {loss.get('beta', '?')}"]
+    if method.endswith("2"):
+        parts.append(f"alpha {loss.get('alpha', '?')}")
+    if method.startswith("ra_dpo"):
+        info, measure = MEASURES.get(risk.get("measure", "")), str(risk.get("measure", "?"))
+        levelled = info is not None and info.level is not None
+        at = tr("{measure} at {level}").format(measure=measure, level=risk.get("level", "?"))
+        parts.append(at if levelled else measure)
+        if info is not None and info.has_weight:
+            parts.append(tr("weight {weight}").format(weight=risk.get("weight", "?")))
+    return tr(", ").join(parts)
 
 
-def _training_charts(inputs: ReportInputs) -> list[Chart]:
+def _training_charts(inputs: ReportInputs, tr: Translate) -> list[Chart]:
     start = float(np.log(2))
-    sides = (("chosen", FIRST, False), ("rejected", SECOND, True))
+    sides = (
+        ("chosen", tr(sense("answer", "chosen")), FIRST, False),
+        ("rejected", tr(sense("answer", "rejected")), SECOND, True),
+    )
     charts = [
         curve_chart(
             inputs.metrics,
-            [Line("training", "train", "loss"), Line("validation", "validation", "loss", SECOND, True)],
-            title="Loss",
-            caption="Every loss starts at ln 2, where policy and reference are equal.",
+            [
+                Line(tr(sense("split", "training")), "train", "loss"),
+                Line(tr(sense("split", "validation")), "validation", "loss", SECOND, True),
+            ],
+            title=tr("Loss"),
+            caption=tr("Every loss starts at ln 2, where policy and reference are equal."),
             level=(start, "ln 2"),
+            tr=tr,
         ),
         curve_chart(
             inputs.metrics,
-            [Line("validation", "validation", "reward_accuracy")],
-            title="Validation reward accuracy",
-            caption="Share of held-out pairs ranked correctly; 0.5 is chance. It says nothing about the text.",
-            level=(0.5, "chance"),
+            [Line(tr(sense("split", "validation")), "validation", "reward_accuracy")],
+            title=tr("Validation reward accuracy"),
+            caption=tr("Share of held-out pairs ranked correctly; 0.5 is chance. It says nothing about the text."),
+            level=(0.5, tr("chance")),
+            tr=tr,
         ),
         curve_chart(
             inputs.metrics,
-            [Line(side, "validation", f"{side}_kl", colour, dashed) for side, colour, dashed in sides],
-            title="Sequential KL",
-            caption="Drift from the reference summed over a response, validation pairs, nats.",
+            [Line(words, "validation", f"{side}_kl", colour, dashed) for side, words, colour, dashed in sides],
+            title=tr("Sequential KL"),
+            caption=tr("Drift from the reference summed over a response, validation pairs, nats."),
+            tr=tr,
         ),
         curve_chart(
             inputs.metrics,
-            [Line(side, "validation", f"{side}_risk", colour, dashed) for side, colour, dashed in sides],
-            title="Sequential risk",
-            caption="The trained risk measure summed over a response, validation pairs, nats.",
+            [Line(words, "validation", f"{side}_risk", colour, dashed) for side, words, colour, dashed in sides],
+            title=tr("Sequential risk"),
+            caption=tr("The trained risk measure summed over a response, validation pairs, nats."),
+            tr=tr,
         ),
         curve_chart(
             inputs.metrics,
-            [Line("learning rate", "train", "lr")],
-            title="Learning rate",
-            caption="Warm-up, then the schedule of the run.",
+            [Line(tr("learning rate"), "train", "lr")],
+            title=tr("Learning rate"),
+            caption=tr("Warm-up, then the schedule of the run."),
+            tr=tr,
         ),
         curve_chart(
             [{"split": "train", **row} for row in inputs.sft_metrics],
-            [Line("training", "train", "loss")],
-            title="Fine-tuning loss",
-            caption="Before alignment: fine-tuning that made the reference, nats per token.",
+            [Line(tr(sense("split", "training")), "train", "loss")],
+            title=tr("Fine-tuning loss"),
+            caption=tr("Before alignment: fine-tuning that made the reference, nats per token."),
+            tr=tr,
         ),
     ]
     return [chart for chart in charts if chart is not None]
 
 
-def _score_charts(inputs: ReportInputs) -> list[Chart]:
+def _score_charts(inputs: ReportInputs, tr: Translate) -> list[Chart]:
     """One histogram a model on common axes."""
     scorer = inputs.evaluation["primary_scorer"]
     figures = inputs.evaluation["scorers"][scorer]
@@ -138,17 +161,19 @@ def _score_charts(inputs: ReportInputs) -> list[Chart]:
     low, high = min(every), max(every)
     margin = 0.02 * (high - low) or 0.5
     limits = low - margin, high + margin
+    titles = {"reference": tr("Scores of the reference"), "policy": tr("Scores of the policy")}
     tops = [np.histogram(values, bins=score_bins(limits))[0].max() / len(values) for values in scores.values()]
     return [
         score_chart(
             values,
-            title=f"Scores of the {model}",
+            title=titles[model],
             scorer=scorer,
             tail_fraction=inputs.evaluation["tail_fraction"],
             tail_mean=figures[model]["tail_mean"]["value"],
             mean=figures[model]["mean"]["value"],
             limits=limits,
             top_share=float(max(tops)),
+            tr=tr,
         )
         for model, values in scores.items()
     ]

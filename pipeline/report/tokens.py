@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.records import ScoredSample
+from pipeline.report.language import Translate, english
 
 LEVELS = 5
 """Shades above the plain background; their colours are the classes r0 to r5 of the style sheet."""
@@ -26,11 +27,12 @@ class Scale:
         """0 (plain) to LEVELS (darkest); a risk that is not finite is darkest."""
         return LEVELS if not np.isfinite(risk) else int(np.searchsorted(self.edges, risk, side="right"))
 
-    def legend(self) -> list[tuple[int, str]]:
+    def legend(self, tr: Translate = english) -> list[tuple[int, str]]:
         """Each shade with its range of risk in words."""
         named = [f"{edge:.2g}" for edge in self.edges]
-        middle = [f"{low} to {high}" for low, high in pairwise(named)]
-        return list(enumerate([f"below {named[0]}", *middle, f"{named[-1]} and above"]))
+        middle = [tr("{low} to {high}").format(low=low, high=high) for low, high in pairwise(named)]
+        below, above = tr("below {edge}").format(edge=named[0]), tr("{edge} and above").format(edge=named[-1])
+        return list(enumerate([below, *middle, above]))
 
 
 def risk_scale(samples: list[ScoredSample]) -> Scale:
@@ -41,7 +43,7 @@ def risk_scale(samples: list[ScoredSample]) -> Scale:
     return Scale(tuple(max(top, 1e-6) * part for part in (0.1, 0.3, 0.5, 0.75, 1.0)))
 
 
-def token_views(samples: list[ScoredSample], scorer: str) -> list[dict[str, Any]]:
+def token_views(samples: list[ScoredSample], scorer: str, tr: Translate = english) -> list[dict[str, Any]]:
     """The policy's outputs with the riskiest tokens and some with a typical highest risk, as template rows.
 
     Outputs without token numbers are never chosen; the choice does not depend on the order of ``samples``.
@@ -50,12 +52,13 @@ def token_views(samples: list[ScoredSample], scorer: str) -> list[dict[str, Any]
     ordered = sorted(usable, key=lambda one: (-one.max_risk, one.prompt_id, one.seed))
     middle = max(NUM_RISKIEST, len(ordered) // 2)
     scale = risk_scale(samples)
-    chosen = [("highest risk", one) for one in ordered[:NUM_RISKIEST]]
-    chosen += [("typical", one) for one in ordered[middle : middle + NUM_TYPICAL]]
-    return [_view(why, sample, scale, scorer) for why, sample in chosen]
+    chosen = [(tr("highest risk"), one) for one in ordered[:NUM_RISKIEST]]
+    chosen += [(tr("typical"), one) for one in ordered[middle : middle + NUM_TYPICAL]]
+    return [_view(why, sample, scale, scorer, tr) for why, sample in chosen]
 
 
-def _view(why: str, sample: ScoredSample, scale: Scale, scorer: str) -> dict[str, Any]:
+def _view(why: str, sample: ScoredSample, scale: Scale, scorer: str, tr: Translate) -> dict[str, Any]:
+    title = tr("log-ratio {ratio}, KL {kl}, risk {risk} (nats)")
     rows = zip(sample.tokens, _padded(sample.log_ratio, sample), _padded(sample.kl, sample), sample.risk, strict=True)
     return {
         "why": why,
@@ -70,7 +73,7 @@ def _view(why: str, sample: ScoredSample, scale: Scale, scorer: str) -> dict[str
                 "text": text,
                 "level": scale.level(risk),
                 "peak": position == sample.max_risk_position,
-                "title": f"log-ratio {ratio:+.3f}, KL {kl:.3f}, risk {risk:.3f} (nats)",
+                "title": title.format(ratio=f"{ratio:+.3f}", kl=f"{kl:.3f}", risk=f"{risk:.3f}"),
             }
             for position, (text, ratio, kl, risk) in enumerate(rows)
         ],
