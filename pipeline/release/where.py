@@ -1,0 +1,37 @@
+"""Which registry a command means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from pipeline.errors import ConfigError
+from pipeline.release.registry import Line, Registry, open_registry, root_of
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which registry, and which line of it."""
+
+    storage: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Directory of runs, whose registry is meant (default: ./runs)."""
+    root: Annotated[str | None, tyro.conf.arg(name="registry.root", metavar="DIR|URL", help_behavior_hint="")] = None
+    """The registry, where it is not below the storage."""
+    line: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
+    """A line of versions by its name or how that begins; needed only when there are several."""
+
+    def registry(self) -> Registry:
+        """The registry that is meant."""
+        from pipeline.cluster import default_storage
+
+        if self.storage is not None and "://" in str(self.storage):
+            raise ConfigError(f"--storage: {self.storage} is a URL; give it as --registry.root")
+        storage = (self.storage or Path(default_storage())).expanduser().resolve()
+        return open_registry(root_of(storage, self.root))
+
+    def open(self) -> Line:
+        """The line that is meant."""
+        return self.registry().line(self.line)
