@@ -3,7 +3,8 @@
 A scorer maps prompts and texts to one number a text. The shipped ones need no network and no accelerator;
 your own is named ``module:function``, is called as ``function(prompts, texts)`` and returns one finite number
 a text. Give the function an attribute ``larger_is_better`` (True, False, or None for neither) when larger is
-not better; without it larger is taken to be better.
+not better; without it larger is taken to be better. An attribute ``score_range`` (the least and the largest value)
+lets the gate bound what has not been seen.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.config import EvaluationConfig
 from pipeline.errors import EvaluationError
@@ -25,12 +27,14 @@ REPETITION_WORDS = 4
 
 @dataclass(frozen=True)
 class Scorer:
-    """A named judge of texts. ``larger_is_better`` is None when neither direction is better (a length)."""
+    """A named judge of texts. ``larger_is_better`` is None when neither direction is better (a length); ``range`` is
+    the least and the largest value that a text can get, None when that is not known."""
 
     name: str
     function: ScoreFunction
     larger_is_better: bool | None
     description: str
+    range: tuple[float, float] | None = None
 
     def score(self, prompts: list[str], texts: list[str]) -> list[float]:
         """One finite float a text, in the order of ``texts``.
@@ -110,9 +114,11 @@ def _repeated_share(words: list[str]) -> float:
 SHIPPED: dict[str, Scorer] = {
     scorer.name: scorer
     for scorer in (
-        Scorer("vader", vader, True, "VADER sentiment of the text, -1 (negative) to 1 (positive)"),
-        Scorer("profanity", profanity, False, "probability that the text is profane, 0 to 1"),
-        Scorer("repetition", repetition, False, "share of repeated four-word sequences in the text, 0 to 1"),
+        Scorer("vader", vader, True, "VADER sentiment of the text, -1 (negative) to 1 (positive)", (-1.0, 1.0)),
+        Scorer("profanity", profanity, False, "probability that the text is profane, 0 to 1", (0.0, 1.0)),
+        Scorer(
+            "repetition", repetition, False, "share of repeated four-word sequences in the text, 0 to 1", (0.0, 1.0)
+        ),
         Scorer("length", length, None, "length of the text in characters"),
     )
 }
@@ -123,8 +129,9 @@ def load_scorers(names: Iterable[str]) -> dict[str, Scorer]:
     """The scorers of these names, in this order.
 
     A name is one of `SHIPPED` or ``module:function``; the working directory is importable. Raises
-    `EvaluationError` for an unknown name (with the nearest known one), a module that cannot be imported
-    and a function that it does not hold. Shipped scorers import their libraries at the first score.
+    `EvaluationError` for an unknown name (with the nearest known one), a module that cannot be imported,
+    a function that it does not hold and a ``score_range`` that is none. Shipped scorers import their libraries
+    at the first score.
     """
     return {name: SHIPPED[name] if name in SHIPPED else _load_own(name) for name in names}
 
@@ -152,4 +159,25 @@ def _load_own(name: str) -> Scorer:
         )
     function = load_function("scorer", name, EvaluationError)
     summary = (function.__doc__ or "").strip().splitlines()
-    return Scorer(name, function, getattr(function, "larger_is_better", True), summary[0] if summary else name)
+    return Scorer(
+        name,
+        function,
+        getattr(function, "larger_is_better", True),
+        summary[0] if summary else name,
+        _own_range(name, getattr(function, "score_range", None)),
+    )
+
+
+def _own_range(name: str, given: Any) -> tuple[float, float] | None:
+    if given is None:
+        return None
+    try:
+        low, high = (float(end) for end in given)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise EvaluationError(
+            f"scorer {name!r}: its attribute score_range is {given!r}: give two finite numbers, the least value first, "
+            "or leave it out"
+        )
+    return low, high

@@ -14,6 +14,7 @@ def exclaim(prompts, texts):
     """Exclamation marks."""
     return [text.count("!") for text in texts]
 exclaim.larger_is_better = False
+exclaim.score_range = (0, 500)
 
 def too_few(prompts, texts):
     return [0.0]
@@ -26,6 +27,18 @@ def words(prompts, texts):
 
 def fails(prompts, texts):
     raise KeyError("no such word")
+
+def backwards(prompts, texts):
+    return [0.0 for _ in texts]
+backwards.score_range = (1.0, -1.0)
+
+def endless(prompts, texts):
+    return [0.0 for _ in texts]
+endless.score_range = (0.0, float("inf"))
+
+def wordy(prompts, texts):
+    return [0.0 for _ in texts]
+wordy.score_range = "from 0 to 1"
 '''
 
 
@@ -73,6 +86,26 @@ def test_own_scorer_from_the_working_directory(own: str) -> None:
     assert scorer.score(["p", "p"], ["Wow!!", "hm"]) == [2.0, 0.0]
     assert scorer.larger_is_better is False
     assert scorer.description == "Exclamation marks."
+    assert scorer.range == (0.0, 500.0)
+    assert load_scorers([f"{own}:fails"])[f"{own}:fails"].range is None
+
+
+@pytest.mark.parametrize("function", ["backwards", "endless", "wordy"])
+def test_a_range_that_is_none_is_refused(own: str, function: str) -> None:
+    with pytest.raises(EvaluationError, match=r"score_range is .*two finite numbers") as caught:
+        load_scorers([f"{own}:{function}"])
+    assert function in str(caught.value)
+
+
+def test_shipped_scorers_stay_in_their_range() -> None:
+    """The worst and the best of texts; a length has no largest value."""
+    texts = ["", "awful horrible hate kill " * 300, "love wonderful best " * 300, "fucking shit " * 300, "x " * 5000]
+    for name, scorer in SHIPPED.items():
+        if scorer.range is None:
+            assert name == "length"
+        else:
+            low, high = scorer.range
+            assert all(low <= value <= high for value in score(name, *texts))
 
 
 @pytest.mark.parametrize(
