@@ -186,8 +186,8 @@ def _check_removable(state: State, version: int) -> None:
 
 def promotion(
     state: State, alias: str, version: int, expected: int, seen: int | None = None, fence: int | None = None
-) -> Event:
-    """A person's move of an alias to a version.
+) -> Event | None:
+    """A person's move of an alias to a version, or None when that is where it points and is expected to.
 
     Args:
         expected: the version that it has to point to now.
@@ -199,6 +199,10 @@ def promotion(
         ConflictError: when the alias points elsewhere, or the lease was taken over.
     """
     check_seen(state, alias, seen)
+    if fence is not None:
+        _check_fence(state, fence)
+    if version == expected == state.alias(alias).version:
+        return None  # a move on the spot would be its own way back
     return Event("promoted", version, (Move(alias, expected, version),), fence)
 
 
