@@ -31,11 +31,12 @@ from pipeline.release import state as states
 from pipeline.release.state import CANDIDATE, REFERENCE, AliasState, Event, State
 from pipeline.release.trail import Record, Trail
 from pipeline.release.versions import (
-    CARDS,
+    DESCRIPTIONS,
     Manifest,
     Versions,
     check_model_directory,
     describe_files,
+    id_of,
     identity_of,
     manifest_bytes,
 )
@@ -114,7 +115,7 @@ class Registry:
                 f"there is no registry at {self.place.root}: a run of jobs/align.py makes one "
                 f"(set --storage, or {OPTION}, to where it is)"
             )
-        found = [line for line in lines if line.startswith(name or "")]
+        found = [name] if name in lines else [line for line in lines if line.startswith(name or "")]
         if len(found) != 1:
             listed = "\n".join(f"  {line}  {self.description(line)}" for line in (found or lines))
             what = f"no line {name!r}" if not found else f"{len(found)} lines"
@@ -156,11 +157,12 @@ class Registry:
             if not re.fullmatch(r"[0-9a-f]{8,64}", name):
                 raise RegistryError(f"{name!r} is no name of a line: 8 to 64 hexadecimal digits")
             line.register(reference, provenance, why="the reference, which this line begins with")
+        line.record_versions()
         document = {"line": name, "description": description}
         self.place.below("lines").create(f"{name}.json", seal(document))
         kept = line.versions.manifest(0).files
         for path, entry in describe_files(reference).items():
-            if path in kept and path not in CARDS and kept[path] != entry:
+            if path in kept and path not in DESCRIPTIONS and kept[path] != entry:
                 raise RegistryError(
                     f"line {name} in {self.place.root} begins with another reference ({path} differs), though both "
                     f"were made from the same description: set {OPTION} to another place for the new one"
@@ -261,24 +263,30 @@ class Line:
         check_model_directory(directory)
         files = describe_files(directory)
         identity = identity_of(files)
-        if found := self.find(identity):
-            self.versions.repair(found, directory)
-        else:
-            self.versions.put(directory, files)
-            when = datetime.now(UTC).isoformat(timespec="milliseconds")
-            while found is None:
-                number = max(self.versions.numbers(), default=-1) + 1
-                signed = who or myself()
-                if self.versions.create(number, manifest_bytes(number, files, provenance, when, signed, why)):
-                    found = self.versions.manifest(number)
-                else:  # somebody else has taken the number, perhaps for the same model
-                    found = self.find(identity)
-        self._record_versions()
+        when, written = datetime.now(UTC).isoformat(timespec="milliseconds"), ""
+        while True:
+            # Seen before anything else: a number that is free after that shows that nobody was faster.
+            number = max(self.versions.numbers(), default=-1) + 1
+            if found := self.find(identity):
+                self.versions.repair(found, directory)
+                break
+            id = id_of(files, {self.versions.manifest(one).id for one in self.state().removed})
+            if id != written:
+                self.versions.put(directory, id, files)
+                written = id
+            data = manifest_bytes(number, id, files, provenance, when, who or myself(), why)
+            if self.versions.create(number, data):
+                found = self.versions.manifest(number)
+                break
+        self.record_versions()
         return found
 
-    def _record_versions(self) -> None:
+    def record_versions(self) -> None:
         """Append the record of every version that has none: the newest one's, and those whose writers were killed."""
-        for number in self.versions.numbers()[self.state().versions :]:
+        known = self.state().versions
+        for number in self.versions.numbers():
+            if number < known:
+                continue
             manifest = self.versions.manifest(number)
 
             def registered(state: State, number: int = number) -> Event | None:
@@ -299,10 +307,7 @@ class Line:
             who=who or myself(),
             why=why,
         )
-        manifest, removed = self.versions.manifest(version), self.state().removed
-        kept = {self.versions.manifest(one).id for one in self.versions.numbers() if one not in removed}
-        if manifest.id not in kept:  # the same files may have been registered again
-            self.versions.remove_files(manifest)
+        self.versions.remove_files(self.versions.manifest(version))
         return version
 
     # -- aliases -------------------------------------------------------------------------------------------

@@ -6,11 +6,13 @@ manifest ``versions/00000003.json`` is created exclusively and last: with it the
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,9 @@ from pipeline.refusals import STORAGE
 from pipeline.release.trail import name_of
 from pipeline.units import bytes_text
 
-CARDS = ("README.md", "card.html")
-"""Made for people from the rest, in a language that they choose: no part of what makes two versions the same."""
+DESCRIPTIONS = ("README.md", "card.html", "provenance.json")
+"""Say what a version is, in a language that people choose and by the code of the day: no part of what makes two
+versions the same."""
 
 _WEIGHTS = "*.safetensors"
 _EXECUTABLE = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle|py)$")
@@ -47,7 +50,7 @@ class Manifest:
     id: str
     """Digest over all files; the name of their directory."""
     identity: str
-    """Digest over all files but the cards: versions with the same are the same."""
+    """Digest over all files but the descriptions: versions with the same are the same."""
     files: Mapping[str, FileEntry]
     provenance: Mapping[str, Any]
     when: str
@@ -98,22 +101,28 @@ def check_model_directory(directory: Path) -> None:
 
 def identity_of(files: Mapping[str, FileEntry]) -> str:
     """Digest over the files that make a version what it is."""
-    return digest_json({name: entry.sha256 for name, entry in files.items() if name not in CARDS})
+    return digest_json({name: entry.sha256 for name, entry in files.items() if name not in DESCRIPTIONS})
 
 
-def id_of(files: Mapping[str, FileEntry]) -> str:
-    """Digest over all files, shortened: the name of their directory."""
-    return digest_json({name: entry.sha256 for name, entry in files.items()})[:32]
+def id_of(files: Mapping[str, FileEntry], taken: Set[str] = frozenset()) -> str:
+    """Digest over all files, shortened: the name of their directory.
+
+    Args:
+        taken: ids of versions that were removed. Theirs are never used again, since whoever removes one may not have
+            come to its files yet.
+    """
+    digest = digest_json({name: entry.sha256 for name, entry in files.items()})[:32]
+    return next(name for number in count() if (name := f"{digest}-{number}" if number else digest) not in taken)
 
 
 def manifest_bytes(
-    version: int, files: Mapping[str, FileEntry], provenance: Mapping[str, Any], when: str, who: str, why: str
+    version: int, id: str, files: Mapping[str, FileEntry], provenance: Mapping[str, Any], when: str, who: str, why: str
 ) -> bytes:
     """The file of a manifest."""
     return seal(
         {
             "version": version,
-            "id": id_of(files),
+            "id": id,
             "identity": identity_of(files),
             "files": {name: {"bytes": entry.bytes, "sha256": entry.sha256} for name, entry in files.items()},
             "provenance": dict(provenance),
@@ -197,13 +206,17 @@ class Versions:
 
     # -- files ---------------------------------------------------------------------------------------------
 
-    def put(self, source: Path, files: Mapping[str, FileEntry]) -> None:
+    def put(self, source: Path, id: str, files: Mapping[str, FileEntry]) -> None:
         """Copy a version's files to where its manifest will look for them, and read every byte back.
 
+        Args:
+            id: of the version (`id_of`).
+
         Raises:
+            ArtifactError: when the place cannot be written.
             RegistryError: when what was read back differs from what was to be written.
         """
-        target = self._models.below(id_of(files))
+        target = self._models.below(id)
         if self._models.is_local:
             self._put_locally(source, files, Path(target.root))
         else:
@@ -215,8 +228,7 @@ class Versions:
             raise RegistryError(f"{target.root} could not be written: {damaged}; try again")
 
     def _put_locally(self, source: Path, files: Mapping[str, FileEntry], target: Path) -> None:
-        make_directory(target.parent)
-        with scratch_in(target.parent / ".scratch") as scratch:
+        with self._models.scratch() as scratch:
             fresh = scratch / target.name
             for name in files:
                 (fresh / name).parent.mkdir(parents=True, exist_ok=True)
@@ -253,8 +265,13 @@ class Versions:
                 yield f"{name} differs from its digest"
 
     def strangers(self, manifest: Manifest) -> list[str]:
-        """Files beside a version's own."""
-        return sorted(set(self.directory(manifest).names()) - set(manifest.files))
+        """Files beside a version's own (on an object store, in its topmost directory: no other is ever fetched)."""
+        directory = self.directory(manifest)
+        if not directory.is_local:
+            return sorted(set(directory.names()) - set(manifest.files))
+        paths = Path(directory.root).rglob("*")
+        found = {path.relative_to(directory.root).as_posix() for path in paths if path.is_symlink() or path.is_file()}
+        return sorted(found - set(manifest.files))
 
     def require(self, version: int, *, full: bool) -> Manifest:
         """The manifest of a version whose files are there.
@@ -293,7 +310,7 @@ class Versions:
                     "and cannot be made again from this one: restore it from a copy"
                 )
             place, base = _inside(directory, name)
-            with place.scratch() as scratch:
+            with self._models.scratch() as scratch:  # not in the version's own directory
                 place.publish(Path(shutil.copyfile(path, scratch / base)), base)
 
     def fetch(self, manifest: Manifest, into: Path) -> Path:
@@ -306,7 +323,11 @@ class Versions:
             self.require(manifest.version, full=True)
             return Path(self.directory(manifest).root)
         target = into / manifest.id
-        if target.is_dir() and next(self.damage(Place(str(target), STORAGE), manifest.files), None) is None:
+
+        def whole() -> bool:
+            return target.is_dir() and next(self.damage(Place(str(target), STORAGE), manifest.files), None) is None
+
+        if whole():
             return target
         make_directory(into)
         source = self.directory(manifest)
@@ -322,9 +343,15 @@ class Versions:
                     (fresh / name).unlink()  # `damage` says so
             if damaged := next(self.damage(Place(str(fresh), STORAGE), manifest.files), None):
                 raise RegistryError(f"version {manifest.version} in {self._place.root} is damaged: {damaged}")
-            if target.is_dir():
+            if whole():  # somebody else has fetched the same meanwhile, and may be reading it
+                return target
+            with contextlib.suppress(FileNotFoundError):
                 target.rename(scratch / "damaged")
-            fresh.rename(target)
+            try:
+                fresh.rename(target)
+            except OSError:
+                if not whole():
+                    raise
         return target
 
     def remove_files(self, manifest: Manifest) -> None:
