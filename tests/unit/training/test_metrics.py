@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import WandbConfig
-from pipeline.training.metrics import Tracker, wandb_mode
+from pipeline.tracking import wandb_mode
+from pipeline.training.metrics import Tracker
 
 ROWS = [{"step": 1, "split": "train", "loss": 0.7, "rows": "0a1b"}, {"step": 1, "split": "validation", "loss": 0.6}]
 
