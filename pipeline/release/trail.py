@@ -66,7 +66,7 @@ def name_of(number: int) -> str:
 def number_of(name: str) -> int | None:
     """The number in a file's name; None for a file that is none of the trail's."""
     stem = name.removesuffix(".json")
-    return int(stem) if stem.isdigit() and name_of(int(stem)) == name else None
+    return int(stem) if stem.isdecimal() and name_of(int(stem)) == name else None
 
 
 def audit_key() -> bytes | None:
