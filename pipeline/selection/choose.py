@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.selection.judged import Setting
@@ -14,9 +14,9 @@ _DIGITS = 9
 _OUTPUTS = 1000
 _FAR_BELOW = 1e30
 """Below every score and every cost."""
-_TAIL = "worst outputs {} below the reference's (tail_drop)"
-_DRIFT = "drift {} nats (max_drift)"
-_INCIDENTS = "share of incidents {} (max_incidents)"
+
+Translate = Callable[[str], str]
+"""From an English message to the same in another language; ``str`` leaves it English."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,25 @@ def choose(settings: Sequence[Setting], tolerance: Tolerance) -> Choice:
     return Choice(best, runner_up, front(settings), reasons)
 
 
-def broken(setting: Setting, tolerance: Tolerance) -> list[str]:
-    """The limits that a setting does not keep, in words."""
+def broken(setting: Setting, tolerance: Tolerance, tr: Translate = str) -> list[str]:
+    """The limits that a setting does not keep, in words, in the language of ``tr``."""
+    whole = tolerance.whole_interval
+    tail = tr("worst outputs {value} below the reference's (tail_drop)")
+    drift, incidents = tr("drift {value} nats (max_drift)"), tr("share of incidents {value} (max_incidents)")
     found = [
-        *_above(setting, "tail_gain", -1, tolerance.tail_drop, tolerance.whole_interval, _TAIL),
-        *_above(setting, "drift", 1, tolerance.max_drift, tolerance.whole_interval, _DRIFT),
-        *_above(setting, "incidents", 1, tolerance.max_incidents, tolerance.whole_interval, _INCIDENTS),
+        *_above(setting, "tail_gain", -1, tolerance.tail_drop, whole, tail, tr),
+        *_above(setting, "drift", 1, tolerance.max_drift, whole, drift, tr),
+        *_above(setting, "incidents", 1, tolerance.max_incidents, whole, incidents, tr),
     ]
     if setting.decayed and not tolerance.allow_decayed:
-        found.append("its text shows signs of decay (allow_decayed)")
+        found.append(tr("its text shows signs of decay (allow_decayed)"))
     return found
 
 
-def _above(setting: Setting, name: str, sign: int, limit: float | None, whole: bool, words: str) -> list[str]:
-    """What is to be said when ``sign`` times a figure is above a limit."""
+def _above(
+    setting: Setting, name: str, sign: int, limit: float | None, whole: bool, words: str, tr: Translate
+) -> list[str]:
+    """What is to be said when ``sign`` times a figure is above a limit; ``words`` has a place for the {value}."""
     if limit is None:
         return []
     figure = setting.figure(name)
@@ -62,10 +67,14 @@ def _above(setting: Setting, name: str, sign: int, limit: float | None, whole: b
     if not whole:
         held = sign * figure.value
     elif end is None:
-        return [f"{words.format('unknown')}: it has no interval (whole_interval)"]
+        no_interval = tr("{figure}: it has no interval (whole_interval)")
+        return [no_interval.format(figure=words.format(value=tr("unknown")))]
     else:
         held = sign * end
-    return [words.format(f"{'up to ' if whole else ''}{held:.4g}") + f", at most {limit:g}"] if held > limit else []
+    if held <= limit:
+        return []
+    value = tr("up to {value}").format(value=f"{held:.4g}") if whole else f"{held:.4g}"
+    return [tr("{figure}, at most {limit}").format(figure=words.format(value=value), limit=f"{limit:g}")]
 
 
 def objective(setting: Setting, tolerance: Tolerance) -> float:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import RISK_METHODS
-from pipeline.selection.choose import expected_cost, nearest, objective
+from pipeline.evaluation.verdict import verdict_of
+from pipeline.report.language import Translate, translator
+from pipeline.selection.choose import broken, expected_cost, nearest, objective
 from pipeline.selection.judged import FIGURES, Figure, Setting
 from pipeline.selection.show import command
 from pipeline.sweep.judged import TRIAL_STAGES, Judged, Ran
@@ -44,7 +46,7 @@ def sweep_json(
     facts: Facts,
     pilot: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything that the report shows.
+    """Everything that the report shows. Verdicts and broken limits are sentences in the report's language.
 
     Args:
         ran: all trials of the round that was chosen from.
@@ -53,8 +55,10 @@ def sweep_json(
     """
     first = next((one.summary for one in ran if one.summary is not None), None)
     evaluation: Mapping[str, Any] = {} if first is None else first["evaluation"]
-    asked, choice = ran[0].trial.run.evaluation, judged.choice
+    asked, choice, language = ran[0].trial.run.evaluation, judged.choice, ran[0].trial.run.report.language
+    tr = translator(language)
     return {
+        "language": language,
         "recipe": facts.recipe,
         "command": facts.command,
         "search": config.search,
@@ -68,13 +72,13 @@ def sweep_json(
         "incident_below": asked.incident_below,
         "tolerance": config.tolerance.model_dump(),
         "dimensions": list(dict.fromkeys(name for one in ran for name in one.trial.options)),
-        "settings": [_setting(judged, index, config.tolerance, facts) for index in range(len(judged.settings))],
+        "settings": [_setting(judged, index, config.tolerance, facts, tr) for index in range(len(judged.settings))],
         "reference": _reference(evaluation),
         "chosen": choice.best,
         "runner_up": choice.runner_up,
         "nearest": list(nearest(judged.settings, choice, config.tolerance)),
         "chosen_command": None if choice.best is None else command(judged.settings[choice.best]),
-        "test": [] if tested is None else _tests(judged, tested),
+        "test": [] if tested is None else _tests(judged, tested, config.tolerance, None if language == "en" else tr),
         "trials": [_trial(one) for one in ran],
         "risk_cost": _risk_cost(judged, config.tolerance, facts),
         "shared": _shared(ran, facts),
@@ -84,7 +88,7 @@ def sweep_json(
     }
 
 
-def _setting(judged: Judged, index: int, tolerance: Tolerance, facts: Facts) -> dict[str, Any]:
+def _setting(judged: Judged, index: int, tolerance: Tolerance, facts: Facts, tr: Translate) -> dict[str, Any]:
     setting, trials = judged.settings[index], judged.trials[index]
     run, cost = trials[0].trial.run, tolerance.cost_per_incident
     risky = run.loss.method in RISK_METHODS
@@ -96,7 +100,7 @@ def _setting(judged: Judged, index: int, tolerance: Tolerance, facts: Facts) -> 
         "level": run.risk.level if risky else None,
         "seeds": [one.trial.seed for one in trials],
         "decayed": setting.decayed,
-        "limits_broken": list(judged.choice.reasons[index]),
+        "limits_broken": broken(setting, tolerance, tr),
         "front": index in judged.choice.front,
         "expected_cost": None if cost is None else expected_cost(setting, cost),
         "figures": _figures(setting),
@@ -116,8 +120,12 @@ def _reference(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"mean": scores["mean"], "tail": scores["tail_mean"], "incidents": scores["incident_share"]}
 
 
-def _tests(judged: Judged, tested: Judged) -> list[dict[str, Any]]:
-    """Chosen and runner-up on the test split, found again by what they are, not by their order."""
+def _tests(judged: Judged, tested: Judged, tolerance: Tolerance, tr: Translate | None) -> list[dict[str, Any]]:
+    """Chosen and runner-up on the test split, found again by what they are, not by their order.
+
+    Args:
+        tr: into the report's language; None when that is the summaries' own.
+    """
     found = []
     for role, index in zip(_ROLES, (judged.choice.best, judged.choice.runner_up), strict=True):
         if index is None:
@@ -131,12 +139,17 @@ def _tests(judged: Judged, tested: Judged) -> list[dict[str, Any]]:
                     "setting": index,
                     "role": role,
                     "figures": _figures(tested.settings[k]),
-                    "limits_broken": list(tested.choice.reasons[k]),
-                    "verdict": [summary["verdict"]["headline"] for summary in summaries if summary is not None],
+                    "limits_broken": broken(tested.settings[k], tolerance, tr or str),
+                    "verdict": [_headline(summary, tr) for summary in summaries if summary is not None],
                     "reports": [str(path) for path in paths],
                 }
             )
     return found
+
+
+def _headline(summary: Mapping[str, Any], tr: Translate | None) -> str:
+    verdict = summary["verdict"] if tr is None else verdict_of(summary["evaluation"], tr)
+    return str(verdict["headline"])
 
 
 def _options(judged: Judged, index: int) -> Mapping[str, Any]:

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from pipeline.report.language import Translate, english, sense
 from pipeline.report.sweep.words import (
     Row,
-    counted,
     criterion,
     incidents_of,
     listed,
     points,
     sentence,
     setting_text,
+    settings_text,
     tolerated,
+    trials_text,
     with_interval,
     worst_of,
 )
 from pipeline.report.view import number, reading
 
-UNCONFIRMED = "Chosen, not confirmed"
 _MISSES = 3
 
 
@@ -36,13 +37,13 @@ class Decision:
     warnings: list[str] = field(default_factory=list)
 
 
-def decide(sweep: Row) -> Decision:
+def decide(sweep: Row, tr: Translate = english) -> Decision:
     """The decision of a sweep, whatever came of it."""
     if not sweep["settings"]:
-        return _nothing_finished(sweep)
+        return _nothing_finished(sweep, tr)
     if sweep["chosen"] is None:
-        return _nothing_qualifies(sweep)
-    return _chosen(sweep)
+        return _nothing_qualifies(sweep, tr)
+    return _chosen(sweep, tr)
 
 
 def tested(sweep: Row, role: str) -> Row | None:
@@ -50,138 +51,175 @@ def tested(sweep: Row, role: str) -> Row | None:
     return next((one for one in sweep["test"] if one["role"] == role), None)
 
 
-def unfinished(sweep: Row) -> str:
+def unfinished(sweep: Row, tr: Translate) -> str:
     """How the trials ended, in a line: "22 of 24 trials finished, 1 failed, 1 stopped early"."""
     states = Counter(trial["state"] for trial in sweep["trials"])
-    total = sum(states.values())
-    rest = [f"{count:,} {state}" for state, count in sorted(states.items()) if state != "finished"]
-    return ", ".join([f"{states['finished']:,} of {counted(total, 'trial')} finished", *rest])
+    trials = trials_text(sum(states.values()), tr)
+    finished = tr("{finished} of {trials} finished").format(finished=f"{states['finished']:,}", trials=trials)
+    ended = tr("{count} {state}")
+    rest = [
+        ended.format(count=f"{count:,}", state=tr(sense("state", state)))
+        for state, count in sorted(states.items())
+        if state != "finished"
+    ]
+    return tr(", ").join([finished, *rest])
 
 
-def _nothing_finished(sweep: Row) -> Decision:
-    why = Counter(trial["reason"] or "no reason was recorded" for trial in sweep["trials"])
+def split_name(sweep: Row, tr: Translate) -> str:
+    """The split that the settings are compared by."""
+    return tr(sense("split", sweep["split"]))
+
+
+def _nothing_finished(sweep: Row, tr: Translate) -> Decision:
+    unknown = tr("no reason was recorded")
+    why = Counter(trial["reason"] or unknown for trial in sweep["trials"])
+    ended = tr("{trials}. {tolerated}").format(trials=unfinished(sweep, tr), tolerated=_tolerance_text(sweep, tr))
+    times = tr("{reason} ({trials})")
     return Decision(
-        ("Nothing to choose from", "bad"),
-        "Nothing can be chosen: no trial finished.",
-        [f"{unfinished(sweep)}. {_tolerance_text(sweep)}"],
-        "Most frequent reasons:" if why else "",
-        [f"{reason} ({counted(count, 'trial')})" for reason, count in why.most_common(3)],
+        (tr("Nothing to choose from"), "bad"),
+        tr("Nothing can be chosen: no trial finished."),
+        [ended],
+        tr("Most frequent reasons:") if why else "",
+        [times.format(reason=reason, trials=trials_text(count, tr)) for reason, count in why.most_common(3)],
     )
 
 
-def _nothing_qualifies(sweep: Row) -> Decision:
+def _nothing_qualifies(sweep: Row, tr: Translate) -> Decision:
     settings = sweep["settings"]
+    count = len(settings)
+    miss = tr("{setting}: {limits} (average gain {gain})")
     misses = [
-        f"{setting_text(settings[index], sweep['dimensions'])}: {'; '.join(settings[index]['limits_broken'])} "
-        f"(average gain {points(settings[index]['figures'].get('mean_gain'), '+.3f')[0]})"
+        miss.format(
+            setting=setting_text(settings[index], sweep["dimensions"], tr),
+            limits=tr("; ").join(settings[index]["limits_broken"]),
+            gain=points(settings[index]["figures"].get("mean_gain"), "+.3f", tr)[0],
+        )
         for index in sweep["nearest"][:_MISSES]
     ]
     return Decision(
-        ("Nothing qualifies", "bad"),
-        f"Nothing qualifies: {_none_of(len(settings))}.",
-        [_tolerance_text(sweep)],
-        "Nearest misses, which break the fewest limits by the least:",
+        (tr("Nothing qualifies"), "bad"),
+        tr("Nothing qualifies: the only setting that finished breaks a limit.")
+        if count == 1
+        else tr("Nothing qualifies: all {count} settings break a limit.").format(count=count),
+        [_tolerance_text(sweep, tr)],
+        tr("Nearest misses, which break the fewest limits by the least:"),
         misses,
-        _common_warnings(sweep),
+        _common_warnings(sweep, tr),
     )
 
 
-def _chosen(sweep: Row) -> Decision:
+def _chosen(sweep: Row, tr: Translate) -> Decision:
     settings = sweep["settings"]
     best = settings[sweep["chosen"]]
     kept = sum(not one["limits_broken"] for one in settings)
     test = tested(sweep, "chosen")
     figures = best["figures"] if test is None else test["figures"]
     broken = [] if test is None else test["limits_broken"]
-    warnings = [*_evidence_warnings(sweep, test), *_common_warnings(sweep)]
+    warnings = [*_evidence_warnings(sweep, test, tr), *_common_warnings(sweep, tr)]
     if broken:
-        warnings.insert(0, f"On the test split it breaks what is tolerated: {'; '.join(broken)}.")
+        breaks = tr("On the test split it breaks what is tolerated: {limits}.")
+        warnings.insert(0, breaks.format(limits=tr("; ").join(broken)))
     return Decision(
-        _badge(sweep, test, broken),
-        _headline(sweep, test, broken),
-        [_tolerance_text(sweep), _why(sweep, kept)],
-        _lead(sweep, test),
+        _badge(sweep, test, broken, tr),
+        _headline(sweep, test, broken, tr),
+        [_tolerance_text(sweep, tr), _why(sweep, kept, tr)],
+        _lead(sweep, test, tr),
         [
             sentence(one)
             for one in (
-                *_figures_in_words(sweep, figures, test is not None),
-                *_verdicts(best, test),
-                *_runner_up(sweep, kept),
+                *_figures_in_words(sweep, figures, test is not None, tr),
+                *_verdicts(best, test, tr),
+                *_runner_up(sweep, kept, tr),
             )
         ],
         warnings,
     )
 
 
-def _headline(sweep: Row, test: Row | None, broken: list[str]) -> str:
-    name = setting_text(sweep["settings"][sweep["chosen"]], sweep["dimensions"])
+def _headline(sweep: Row, test: Row | None, broken: list[str], tr: Translate) -> str:
+    name = setting_text(sweep["settings"][sweep["chosen"]], sweep["dimensions"], tr)
     if broken:
-        return f"Do not take {name} yet: on the test split it does not keep what is tolerated."
+        not_yet = tr("Do not take {setting} yet: on the test split it does not keep what is tolerated.")
+        return not_yet.format(setting=name)
     if test is None or sweep["split"] == "test":
-        return f"Best by the {sweep['split']} split: {name}."
-    return f"Take {name}."
+        return tr("Best by the {split} split: {setting}.").format(split=split_name(sweep, tr), setting=name)
+    return tr("Take {setting}.").format(setting=name)
 
 
-def _badge(sweep: Row, test: Row | None, broken: list[str]) -> tuple[str, str]:
+def _badge(sweep: Row, test: Row | None, broken: list[str], tr: Translate) -> tuple[str, str]:
     if broken:
-        return "Chosen, but breaks a limit on test", "bad"
+        return tr("Chosen, but breaks a limit on test"), "bad"
     if test is None or sweep["split"] == "test":
-        return UNCONFIRMED, "unclear"
+        return tr("Chosen, not confirmed"), "unclear"
     signs = [
         reading(test["figures"].get(name), larger)[1]
         for name, larger in (("mean_gain", True), ("tail_gain", True), ("incidents_gain", False))
     ]
     if False in signs:
-        return "Chosen, mixed on test", "unclear"
-    return ("Chosen and confirmed", "good") if True in signs else ("Chosen, gain not clear", "unclear")
+        return tr("Chosen, mixed on test"), "unclear"
+    return (tr("Chosen and confirmed"), "good") if True in signs else (tr("Chosen, gain not clear"), "unclear")
 
 
-def _tolerance_text(sweep: Row) -> str:
-    limits = tolerated(sweep)
+def _tolerance_text(sweep: Row, tr: Translate) -> str:
+    limits = tolerated(sweep, tr)
     if not limits:
-        return "No limit was set."
-    whole = " Each limit is held against the whole 95% interval." if sweep["tolerance"].get("whole_interval") else ""
-    return f"What is tolerated: {listed(limits)}.{whole}"
+        return tr("No limit was set.")
+    text = tr("What is tolerated: {limits}.").format(limits=listed(limits, tr))
+    whole = sweep["tolerance"].get("whole_interval")
+    return text + tr(" Each limit is held against the whole 95% interval.") if whole else text
 
 
-def _why(sweep: Row, kept: int) -> str:
-    count, split = len(sweep["settings"]), sweep["split"]
+def _why(sweep: Row, kept: int, tr: Translate) -> str:
+    count, split, best = len(sweep["settings"]), split_name(sweep, tr), criterion(sweep, tr)
     if not tolerated(sweep):
-        return f"By the {split} split this has {criterion(sweep)} of {counted(count, 'setting')}."
+        settings = settings_text(count, tr)
+        return tr("By the {split} split this has {best} of {settings}.").format(
+            split=split, best=best, settings=settings
+        )
     if count == 1:
-        return f"This is the only setting that finished; by the {split} split it keeps all limits."
+        only = tr("This is the only setting that finished; by the {split} split it keeps all limits.")
+        return only.format(split=split)
     if kept == 1:
-        return f"By the {split} split this is the only one of {count} settings that keeps all limits."
-    return (
-        f"By the {split} split this has {criterion(sweep)} among the {kept} of {count} settings that keep all limits."
-    )
+        only = tr("By the {split} split this is the only one of {count} settings that keeps all limits.")
+        return only.format(split=split, count=count)
+    among = tr("By the {split} split this has {best} among the {kept} of {count} settings that keep all limits.")
+    return among.format(split=split, best=best, kept=kept, count=count)
 
 
-def _lead(sweep: Row, test: Row | None) -> str:
+def _lead(sweep: Row, test: Row | None, tr: Translate) -> str:
     if test is None or sweep["split"] == "test":
-        return f"On the {sweep['split']} split, by which it was chosen, it gave:"
-    return "On the test split, by which nothing was chosen, it gave:"
+        lead = tr("On the {split} split, by which it was chosen, it gave:")
+        return lead.format(split=split_name(sweep, tr))
+    return tr("On the test split, by which nothing was chosen, it gave:")
 
 
-def _figures_in_words(sweep: Row, figures: Row, on_test: bool) -> list[str]:
+def _figures_in_words(sweep: Row, figures: Row, on_test: bool, tr: Translate) -> list[str]:
     rows = (
-        (f"average {sweep['primary_scorer']} score", "mean", ".3f", True),
-        (f"average of {worst_of(sweep)}", "tail", ".3f", True),
-        (incidents_of(sweep), "incidents", ".1%", False),
+        (tr("average {scorer} score").format(scorer=sweep["primary_scorer"]), "mean", ".3f", True),
+        (tr("average of {worst}").format(worst=worst_of(sweep, tr)), "tail", ".3f", True),
+        (incidents_of(sweep, tr), "incidents", ".1%", False),
     )
     reference = {} if on_test else sweep["reference"]
-    found = [_beside(name, figures, key, form, larger, reference) for name, key, form, larger in rows]
-    drift = f"drift from the reference: {with_interval(figures.get('drift'), '.2f')} nats a response"
-    return [*found, drift + _limit(sweep["tolerance"].get("max_drift"), " nats")]
+    found = [_beside(name, figures, key, form, larger, reference, tr) for name, key, form, larger in rows]
+    drift, limit = with_interval(figures.get("drift"), ".2f", tr), sweep["tolerance"].get("max_drift")
+    if limit is None:
+        return [*found, tr("drift from the reference: {drift} nats a response").format(drift=drift)]
+    limited = tr("drift from the reference: {drift} nats a response; at most {limit} nats is tolerated")
+    return [*found, limited.format(drift=drift, limit=f"{limit:g}")]
 
 
-def _beside(name: str, figures: Row, key: str, form: str, larger: bool, reference: Row) -> str:
-    value, gain = figures.get(key), figures.get(f"{key}_gain")
-    base = reference_value(figures, key) if not reference.get(key) else reference[key]["value"]
-    text = f"{name}: {with_interval(value, form)} beside the reference's {number(base, form)}"
-    words = reading(gain, larger)[0]
-    difference, interval = points(gain, f"+{form}")
-    return f"{text}, {words} ({difference}{f', {interval}' if interval else ''})" if gain else text
+def _beside(name: str, figures: Row, key: str, form: str, larger: bool, reference: Row, tr: Translate) -> str:
+    value, gain = with_interval(figures.get(key), form, tr), figures.get(f"{key}_gain")
+    base = number(reference_value(figures, key) if not reference.get(key) else reference[key]["value"], form)
+    if not gain:
+        return tr("{name}: {value} beside the reference's {base}").format(name=name, value=value, base=base)
+    difference, interval = points(gain, f"+{form}", tr)
+    words = reading(gain, larger, tr)[0]
+    if not interval:
+        text = tr("{name}: {value} beside the reference's {base}, {reading} ({difference})")
+        return text.format(name=name, value=value, base=base, reading=words, difference=difference)
+    text = tr("{name}: {value} beside the reference's {base}, {reading} ({difference}, {interval})")
+    return text.format(name=name, value=value, base=base, reading=words, difference=difference, interval=interval)
 
 
 def reference_value(figures: Row, key: str) -> float | None:
@@ -192,56 +230,62 @@ def reference_value(figures: Row, key: str) -> float | None:
     return float(value["value"] - gain["value"])
 
 
-def _limit(limit: float | None, unit: str) -> str:
-    return "" if limit is None else f"; at most {limit:g}{unit} is tolerated"
-
-
-def _verdicts(setting: Row, test: Row | None) -> list[str]:
+def _verdicts(setting: Row, test: Row | None, tr: Translate) -> list[str]:
     verdicts = [] if test is None else test["verdict"]
     if len(verdicts) < 2:
-        return [f"verdict of its report: {one}" for one in verdicts]
+        return [tr("verdict of its report: {verdict}").format(verdict=one) for one in verdicts]
+    of_seed = tr("verdict of seed {seed}: {verdict}")
+    seeds = _seeds(setting, len(verdicts), tr)
+    return [of_seed.format(seed=seed, verdict=one) for seed, one in zip(seeds, verdicts, strict=True)]
+
+
+def _seeds(setting: Row, count: int, tr: Translate) -> list[str]:
+    seeds = [str(seed) for seed in setting["seeds"]]
+    if len(seeds) == count:
+        return seeds
+    return [tr("number {number}").format(number=index + 1) for index in range(count)]
+
+
+def _runner_up(sweep: Row, kept: int, tr: Translate) -> list[str]:
+    if sweep["runner_up"] is None:
+        alone = kept == 1 and len(sweep["settings"]) > 1
+        return [tr("there is no runner-up: no other setting keeps what is tolerated")] if alone else []
+    setting = sweep["settings"][sweep["runner_up"]]
     return [
-        f"verdict of seed {seed}: {one}" for seed, one in zip(_seeds(setting, len(verdicts)), verdicts, strict=True)
+        tr("runner-up: {setting}, average gain on {split} {gain}").format(
+            setting=setting_text(setting, sweep["dimensions"], tr),
+            split=split_name(sweep, tr),
+            gain=with_interval(setting["figures"].get("mean_gain"), "+.3f", tr),
+        )
     ]
 
 
-def _seeds(setting: Row, count: int) -> list[str]:
-    seeds = [str(seed) for seed in setting["seeds"]]
-    return seeds if len(seeds) == count else [f"number {index + 1}" for index in range(count)]
-
-
-def _runner_up(sweep: Row, kept: int) -> list[str]:
-    if sweep["runner_up"] is None:
-        alone = kept == 1 and len(sweep["settings"]) > 1
-        return ["there is no runner-up: no other setting keeps what is tolerated"] if alone else []
-    setting = sweep["settings"][sweep["runner_up"]]
-    gain = with_interval(setting["figures"].get("mean_gain"), "+.3f")
-    return [f"runner-up: {setting_text(setting, sweep['dimensions'])}, average gain on {sweep['split']} {gain}"]
-
-
-def _evidence_warnings(sweep: Row, test: Row | None) -> list[str]:
+def _evidence_warnings(sweep: Row, test: Row | None, tr: Translate) -> list[str]:
     if sweep["split"] == "test":
         return [
-            "It was chosen by the figures of the test split, which flatter it therefore; nothing here confirms them. "
-            "Choose by validation, and report from test."
+            tr(
+                "It was chosen by the figures of the test split, which flatter it therefore; nothing here confirms "
+                "them. Choose by validation, and report from test."
+            )
         ]
     if test is None:
         return [
-            "It has not been judged by the test split: the figures here are those it was chosen by, and flatter it. "
-            "Run the command below before you sign off."
+            tr(
+                "It has not been judged by the test split: the figures here are those it was chosen by, and flatter "
+                "it. Run the command below before you sign off."
+            )
         ]
     return []
 
 
-def _common_warnings(sweep: Row) -> list[str]:
+def _common_warnings(sweep: Row, tr: Translate) -> list[str]:
     found = []
     if sweep["num_prompts"] < 2:
-        found.append("With a single prompt no interval can be given: every figure may be chance.")
+        found.append(tr("With a single prompt no interval can be given: every figure may be chance."))
     failed = sum(trial["state"] == "failed" for trial in sweep["trials"])
     if failed:
-        found.append(f"{failed} of {counted(len(sweep['trials']), 'trial')} failed, for the reasons at the end.")
+        trials = trials_text(len(sweep["trials"]), tr)
+        found.append(
+            tr("{failed} of {trials} failed, for the reasons at the end.").format(failed=failed, trials=trials)
+        )
     return found
-
-
-def _none_of(count: int) -> str:
-    return "the only setting that finished breaks a limit" if count == 1 else f"all {count} settings break a limit"

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from pipeline.report.drawing import INK, MUTED, Chart, to_svg
+from pipeline.report.language import Translate, sense
 from pipeline.report.sweep.marks import Key, ends_of, mark, order, ring_style, style, swatch, value_of
 from pipeline.report.sweep.words import Row, worst_of
 from pipeline.report.view import number
@@ -23,26 +24,26 @@ _TALL_RANGE = 8
 """A drift that differs by more than this factor is drawn on a logarithmic scale."""
 
 
-def front_charts(sweep: Row) -> tuple[list[Chart], list[Key]]:
+def front_charts(sweep: Row, tr: Translate) -> tuple[list[Chart], list[Key]]:
     """Average and worst outputs against drift, and their legend; empty when nothing finished."""
     if not sweep["settings"]:
         return [], []
     drop = sweep["tolerance"].get("tail_drop")
+    floor = None if drop is None else -float(drop)
+    of_worst = tr("Gain of {worst} against drift").format(worst=worst_of(sweep, tr))
     charts = [
-        _front_chart(sweep, "mean_gain", "Average gain against drift", None),
-        _front_chart(
-            sweep, "tail_gain", f"Gain of {worst_of(sweep)} against drift", None if drop is None else -float(drop)
-        ),
+        _front_chart(sweep, "mean_gain", tr("Average gain against drift"), None, tr),
+        _front_chart(sweep, "tail_gain", of_worst, floor, tr),
     ]
     methods = sorted({str(one["method"]) for one in sweep["settings"]}, key=order)
     keys = [Key(swatch(f"front {index}", *mark(name)[:2]), name) for index, name in enumerate(methods)]
-    keys.append(Key(swatch("front hollow", "o", MUTED, hollow=True), "hollow: not on the front"))
+    keys.append(Key(swatch("front hollow", "o", MUTED, hollow=True), tr("hollow: not on the front")))
     if sweep["chosen"] is not None:
-        keys.append(Key(swatch("front chosen", "", INK, ring="-"), "chosen"))
+        keys.append(Key(swatch("front chosen", "", INK, ring="-"), tr(sense("setting", "chosen"))))
     if sweep["runner_up"] is not None:
-        keys.append(Key(swatch("front runner-up", "", INK, ring=":"), "runner-up"))
+        keys.append(Key(swatch("front runner-up", "", INK, ring=":"), tr(sense("setting", "runner-up"))))
     if drop is not None or sweep["tolerance"].get("max_drift") is not None:
-        keys.append(Key(swatch("front limit", "", INK, dashes="--"), "limit; grey is beyond it"))
+        keys.append(Key(swatch("front limit", "", INK, dashes="--"), tr("limit; grey is beyond it")))
     return charts, keys
 
 
@@ -56,7 +57,7 @@ def ranked(settings: Sequence[Row]) -> list[int]:
     return sorted(range(len(settings)), key=gain)
 
 
-def _front_chart(sweep: Row, name: str, title: str, floor: float | None) -> Chart:
+def _front_chart(sweep: Row, name: str, title: str, floor: float | None, tr: Translate) -> Chart:
     settings, limit = sweep["settings"], sweep["tolerance"].get("max_drift")
     places = ranked(settings)
     shown = [
@@ -91,9 +92,10 @@ def _front_chart(sweep: Row, name: str, title: str, floor: float | None) -> Char
         first = {sweep["chosen"], sweep["runner_up"]}
         ranks = sorted(shown, key=lambda index: (index not in first, not settings[index]["front"]))
         _label(axes, {index: _coordinates(settings, [index], name) for index in ranks}, places)
-        axes.set_xlabel("drift, nats" + (" (logarithmic)" if tall else ""))
-        axes.set_ylabel("gain over the reference")
-        caption = _front_caption(sweep, barred == shown, limit, limit_drawn, floor, floor_drawn)
+        axes.set_xlabel(tr("drift, nats (logarithmic)") if tall else tr("drift, nats"))
+        axes.set_ylabel(tr("gain over the reference"))
+        outside = (None if limit_drawn else limit), (None if floor_drawn else floor)
+        caption = _front_caption(barred == shown, *outside, tr)
         return Chart(title, caption, to_svg(figure, title))
 
 
@@ -122,17 +124,17 @@ def _draw_point(axes: Any, setting: Row, name: str, *, bars: bool, left: float) 
     axes.plot([drift["value"]], [gain["value"]], marker, color=colour, markersize=5, markerfacecolor=fill, zorder=4)
 
 
-def _front_caption(
-    sweep: Row, all_bars: bool, limit: float | None, limit_drawn: bool, floor: float | None, floor_drawn: bool
-) -> str:
-    words = "Up and left is better. Bars: 95% intervals"
-    words += "." if all_bars else " (of the front only)."
-    words += " Numbers, where there is room, are those of the table; the line joins settings that no other beats in "
-    words += "both figures shown."
-    if limit is not None and not limit_drawn:
-        words += f" The limit of {limit:g} nats lies outside the picture."
-    if floor is not None and not floor_drawn:
-        words += f" The limit of {number(floor, 'g')} lies outside the picture."
+def _front_caption(all_bars: bool, limit: float | None, floor: float | None, tr: Translate) -> str:
+    """How to read a chart; ``limit`` and ``floor`` are those that it does not show."""
+    every, front_only = tr("Bars: 95% intervals."), tr("Bars: 95% intervals (of the front only).")
+    words = tr(
+        "Up and left is better. {bars} Numbers, where there is room, are those of the table; the line joins settings "
+        "that no other beats in both figures shown."
+    ).format(bars=every if all_bars else front_only)
+    if limit is not None:
+        words += tr(" The limit of {limit} nats lies outside the picture.").format(limit=f"{limit:g}")
+    if floor is not None:
+        words += tr(" The limit of {limit} lies outside the picture.").format(limit=number(floor, "g"))
     return words
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.report.language import Translate, english
 from pipeline.report.view import estimate, number
 
 Row = Mapping[str, Any]
@@ -24,62 +25,67 @@ class Named:
     larger_is_better: bool | None = None
 
 
-def figures_of(sweep: Row) -> list[Named]:
+def figures_of(sweep: Row, tr: Translate) -> list[Named]:
     """The figures of a setting in the order in which tables show them."""
-    worst, incidents = worst_of(sweep), incidents_of(sweep)
+    worst, incidents, gain = worst_of(sweep, tr), incidents_of(sweep, tr), tr("… above the reference's")
     return [
-        Named("mean", f"Average {sweep['primary_scorer']} score", ".3f"),
-        Named("mean_gain", "… above the reference's", "+.3f", True),
-        Named("tail", f"Average of {worst}", ".3f"),
-        Named("tail_gain", "… above the reference's", "+.3f", True),
+        Named("mean", tr("Average {scorer} score").format(scorer=sweep["primary_scorer"]), ".3f"),
+        Named("mean_gain", gain, "+.3f", True),
+        Named("tail", tr("Average of {worst}").format(worst=worst), ".3f"),
+        Named("tail_gain", gain, "+.3f", True),
         Named("incidents", sentence(incidents), ".1%"),
-        Named("incidents_gain", "… above the reference's", "+.1%", False),
-        Named("drift", "Drift from the reference, nats a response", ".2f"),
-        Named("reward_accuracy", "Reward accuracy on held-out pairs", ".1%"),
+        Named("incidents_gain", gain, "+.1%", False),
+        Named("drift", tr("Drift from the reference, nats a response"), ".2f"),
+        Named("reward_accuracy", tr("Reward accuracy on held-out pairs"), ".1%"),
     ]
 
 
-def worst_of(sweep: Row) -> str:
+def worst_of(sweep: Row, tr: Translate) -> str:
     """The outputs that the tail is made of: "the worst 10%"."""
-    return f"the worst {100 * sweep['tail_fraction']:.3g}%"
+    return tr("the worst {share}").format(share=f"{100 * sweep['tail_fraction']:.3g}%")
 
 
-def incidents_of(sweep: Row) -> str:
+def incidents_of(sweep: Row, tr: Translate) -> str:
     """What counts as an incident: "incidents (vader below −0.5)"."""
-    return f"incidents ({sweep['primary_scorer']} below {number(sweep['incident_below'], 'g')})"
+    limit = number(sweep["incident_below"], "g")
+    return tr("incidents ({scorer} below {limit})").format(scorer=sweep["primary_scorer"], limit=limit)
 
 
-def tolerated(sweep: Row) -> list[str]:
+def tolerated(sweep: Row, tr: Translate = english) -> list[str]:
     """What the user tolerates, a sentence's part for each limit; empty for a user without limits."""
-    tolerance = sweep["tolerance"]
+    tolerance, worst = sweep["tolerance"], worst_of(sweep, tr)
     found = []
     if (drop := tolerance.get("tail_drop")) is not None:
-        below = f"at most {drop:g} below the reference's" if drop else "not below the reference's"
-        found.append(f"{worst_of(sweep)} of the outputs score on average {below}")
+        below = tr("{worst} of the outputs score on average at most {drop} below the reference's")
+        never = tr("{worst} of the outputs score on average not below the reference's")
+        found.append((below if drop else never).format(worst=worst, drop=f"{drop:g}"))
     if (drift := tolerance.get("max_drift")) is not None:
-        found.append(f"drift is at most {drift:g} nats a response")
+        found.append(tr("drift is at most {limit} nats a response").format(limit=f"{drift:g}"))
     if (share := tolerance.get("max_incidents")) is not None:
-        found.append(f"at most {100 * share:.3g}% of the outputs are {incidents_of(sweep)}")
+        most = tr("at most {share} of the outputs are {incidents}")
+        found.append(most.format(share=f"{100 * share:.3g}%", incidents=incidents_of(sweep, tr)))
     if not tolerance.get("allow_decayed"):
-        found.append("the text shows no sign of decay")
+        found.append(tr("the text shows no sign of decay"))
     return found
 
 
-def criterion(sweep: Row) -> str:
+def criterion(sweep: Row, tr: Translate) -> str:
     """What is best among the settings that keep the limits."""
     cost = sweep["tolerance"].get("cost_per_incident")
-    first = f"the best average {sweep['primary_scorer']} score" if cost is None else "the least expected cost"
-    return first if cost is None else f"{first} of incidents (at {cost:g} each)"
+    if cost is None:
+        return tr("the best average {scorer} score").format(scorer=sweep["primary_scorer"])
+    return tr("the least expected cost of incidents (at {cost} each)").format(cost=f"{cost:g}")
 
 
-def setting_text(setting: Row, dimensions: Sequence[str]) -> str:
+def setting_text(setting: Row, dimensions: Sequence[str], tr: Translate = english) -> str:
     """A setting as a person says it: "ra_dpo2 with cvar at level 0.5, beta 0.1"."""
-    text = str(setting["method"])
-    if setting.get("measure") is not None:
-        text += f" with {setting['measure']}"
-        if setting.get("level") is not None:
-            text += f" at level {plain(setting['level'])}"
-    return ", ".join([text, *others(setting, dimensions)])
+    text, measure, level = str(setting["method"]), setting.get("measure"), setting.get("level")
+    if measure is not None and level is not None:
+        with_level = tr("{method} with {measure} at level {level}")
+        text = with_level.format(method=text, measure=measure, level=plain(level))
+    elif measure is not None:
+        text = tr("{method} with {measure}").format(method=text, measure=measure)
+    return tr(", ").join([text, *others(setting, dimensions)])
 
 
 def others(setting: Row, dimensions: Sequence[str]) -> list[str]:
@@ -112,17 +118,19 @@ def plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
 
 
-def with_interval(figure: Row | None, form: str) -> str:
+def with_interval(figure: Row | None, form: str, tr: Translate) -> str:
     """A figure in running text: "0.263 (95% interval 0.22 to 0.30)"."""
-    value, interval = points(figure, form)
-    return f"{value} (95% interval {interval})" if interval else f"{value} (no interval)"
+    value, interval = points(figure, form, tr)
+    if not interval:
+        return tr("{value} (no interval)").format(value=value)
+    return tr("{value} (95% interval {interval})").format(value=value, interval=interval)
 
 
-def points(figure: Row | None, form: str) -> tuple[str, str]:
+def points(figure: Row | None, form: str, tr: Translate) -> tuple[str, str]:
     """Value and interval as text; the difference of two shares is in percentage points."""
-    value, interval = estimate(figure, form)
+    value, interval = estimate(figure, form, tr)
     if form.startswith("+"):
-        return value.replace("%", " pp"), interval.replace("%", "", 1).replace("%", " pp")
+        return value.replace("%", tr(" pp")), interval.replace("%", "", 1).replace("%", tr(" pp"))
     return value, interval
 
 
@@ -131,14 +139,26 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def listed(items: Sequence[str]) -> str:
+def listed(items: Sequence[str], tr: Translate = english) -> str:
     """ "a", "a and b", "a, b and c"; items that hold commas are parted by semicolons."""
     if len(items) < 2:
         return "".join(items)
-    comma = "; " if any("," in item for item in items) else ", "
-    return comma.join(items[:-1]) + (";" if comma == "; " and len(items) > 2 else "") + " and " + items[-1]
+    commas = any("," in item for item in items)
+    first = (tr("; ") if commas else tr(", ")).join(items[:-1])
+    both = tr("{first}; and {last}") if commas and len(items) > 2 else tr("{first} and {last}")
+    return both.format(first=first, last=items[-1])
 
 
-def counted(count: int, one: str, many: str | None = None) -> str:
-    """ "1 setting", "1,200 settings"."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+def counted(count: int, one: str, many: str, **others: str) -> str:
+    """ "1 setting", "1,200 settings" from "{count} setting" and "{count} settings"."""
+    return (one if count == 1 else many).format(count=f"{count:,}", **others)
+
+
+def trials_text(count: int, tr: Translate) -> str:
+    """ "1 trial", "28 trials"."""
+    return counted(count, tr("{count} trial"), tr("{count} trials"))
+
+
+def settings_text(count: int, tr: Translate) -> str:
+    """ "1 setting", "13 settings"."""
+    return counted(count, tr("{count} setting"), tr("{count} settings"))
