@@ -34,6 +34,8 @@ FIRST = "0" * 64
 
 KEY_VARIABLE = "RA_DPO_AUDIT_KEY"
 
+_KINDS = {"number": int, "previous": str, "when": str, "who": str, "why": str, "details": dict, "mac": str | None}
+
 Propose = Callable[[State], "Event | None"]
 """From the state to what shall happen in it, or None for nothing; raises what forbids it."""
 
@@ -82,6 +84,8 @@ def parse(data: bytes) -> Record:
         ValueError: when a byte of it was changed, or it is no record.
     """
     value = unseal(data)
+    if wrong := [name for name, kind in _KINDS.items() if name not in value or not isinstance(value[name], kind)]:
+        raise ValueError(f"it is no record ({', '.join(wrong)})")
     try:
         return Record(
             number=value["number"],

@@ -6,6 +6,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from pipeline.places import Place
 from pipeline.release.registry import Line
 from tests.unit.release import lines
 
@@ -26,13 +27,25 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         fsspec.filesystem("memory").store.clear()
 
 
-@pytest.fixture
-def line(root: str, models: Path) -> Line:
-    """See `lines.begin_with_history`."""
-    return lines.begin_with_history(root, models)
+@pytest.fixture(scope="session")
+def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a registry with one line (`lines.begin_with_history`); copy it before you change anything."""
+    made = tmp_path_factory.mktemp("history")
+    lines.begin_with_history(str(made), tmp_path_factory.mktemp("models"))
+    return made
 
 
 @pytest.fixture
-def local_line(tmp_path: Path, models: Path) -> Line:
-    """The same on a local disk, whose files a test can change."""
-    return lines.begin_with_history(str(tmp_path / "registry"), models)
+def local_line(history: Path, tmp_path: Path) -> Line:
+    """A line with some history on a local disk."""
+    lines.copy_of(history, tmp_path)
+    return Line(Place(str(tmp_path / "registry")), lines.NAME)
+
+
+@pytest.fixture
+def line(root: str, request: pytest.FixtureRequest) -> Line:
+    """The same on a local disk, and on an object store."""
+    if "://" not in root:
+        made: Line = request.getfixturevalue("local_line")
+        return made
+    return lines.begin_with_history(root, request.getfixturevalue("models"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from pathlib import Path
 
@@ -52,6 +53,12 @@ def begin_with_history(root: str, models: Path) -> Line:
     register(line, models, 4)
     line.remove("4", why="for its space")
     return line
+
+
+def copy_of(history: Path, folder: Path) -> Path:
+    """The directory of the line in a copy of a registry, which becomes ``registry`` in ``folder``."""
+    shutil.copytree(history, folder / "registry")
+    return folder / "registry" / NAME
 
 
 def files_of(root: Path) -> dict[str, bytes]:
