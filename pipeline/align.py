@@ -2,10 +2,11 @@
 
 ::
 
-    data ──► base ──► tokens ──► sft ──┬─► reference ──► align ──► sample_policy ──┬─► evaluate ──► report
-                                       └─► sample_reference ───────────────────────┘
+    data ─► base ─► tokens ─► sft ─┬─► reference ─► align ─► sample_policy ─┬─► evaluate ─► gate ─► register ─► report
+                                   └─► sample_reference ────────────────────┘
 
-``base`` is there only when the run makes its own model directory, ``sft`` only when it has a budget. Each stage takes
+``base`` is there only when the run makes its own model directory, ``sft`` only when it has a budget, ``gate`` and
+``register`` (`pipeline.releasing`) only when it has a registry. Each stage takes
 the artefacts of its inputs and fills a directory of its own; what is in there is in `pipeline.records`. This
 module alone knows all stages.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,8 +41,13 @@ from pipeline.models.source import ModelSource, resolve_model
 from pipeline.plugins import function_digests
 from pipeline.reference.key import tier_parts
 from pipeline.reference.location import bytes_there, caches_at, check_cache
+from pipeline.release.registry import line_name, root_of
+from pipeline.releasing import ReleaseParts, ReleaseStages
 from pipeline.stages import read_json
 from pipeline.training.spec import TrainSpec
+
+RELEASE = {"gate", "register", "report"}
+"""Stages for which the registry is looked at."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +101,13 @@ class AlignmentRun:
         self._base = ModelAt("base" if run.model.path in MADE_BY_THE_JOB else None, "", self._source.path)
         self._reference = ModelAt("sft", "model", None) if run.sft.enabled else self._base
         self._policy = ModelAt("align", "model", None)
-        planned = plan(self._stages(), library_versions(LIBRARIES))
+        graph = self._stages()
+        self.release: ReleaseStages | None = None
+        """What becomes of the policy; None when the run ends before, or has no registry."""
+        if run.registry.enabled and (not until or set(until) & RELEASE):
+            self.release = ReleaseStages(self._release_parts(plan(graph, library_versions(LIBRARIES))))
+            graph += self.release.stages()
+        planned = plan([*graph, self._report_stage(graph)], library_versions(LIBRARIES))
         self.planned: dict[str, PlannedStage] = up_to(planned, until) if until else planned
         self.reused: Collection[str] = ()
         """Stages that were committed before this job; set by the job, shown in the report."""
@@ -178,7 +190,7 @@ class AlignmentRun:
                 "evaluate",
                 2,
                 lambda context: stages.evaluate(
-                    run, self._reference.path(context), self._policy.path(context), context
+                    run, self._reference.path(context), self._policy.path(context), "sample_policy", context
                 ),
                 options={
                     "evaluation": run.evaluation.model_dump(mode="json"),
@@ -206,10 +218,31 @@ class AlignmentRun:
                     contents=self._model_contents,
                 )
             )
-        names = tuple(stage.name for stage in graph)
-        described = run.model_dump(mode="json", exclude={"cluster", "checkpoint", "wandb", "sweep"})
+        return graph
+
+    def _report_stage(self, graph: Sequence[Stage]) -> Stage:
+        described = self.run.model_dump(mode="json", exclude={"cluster", "checkpoint", "wandb", "sweep"})
         of_report = {"recipe": self.recipe, "run": described}
-        return [*graph, Stage("report", 1, self._report, options=of_report, inputs=names)]
+        return Stage("report", 2, self._report, options=of_report, inputs=tuple(stage.name for stage in graph))
+
+    def _release_parts(self, planned: Mapping[str, PlannedStage]) -> ReleaseParts:
+        run = self.run
+        return ReleaseParts(
+            recipe=self.recipe,
+            run=run,
+            storage=self.storage,
+            root=root_of(self.storage, run.registry.root),
+            line=self._line_name(planned),
+            reference=self._reference.path,
+            reference_inputs=self._reference.inputs,
+            data_digest=self._data_digest,
+            planned=planned,
+        )
+
+    def _line_name(self, planned: Mapping[str, PlannedStage]) -> str:
+        """The reference's line, known before the reference is: by the key of the stage that makes it."""
+        made_by = self._reference.stage
+        return line_name(self._source.digest if made_by is None else planned[made_by].key)
 
     # -- what the stages do --------------------------------------------------------------------------------
 

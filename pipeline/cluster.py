@@ -23,16 +23,6 @@ _ANSWER_S = 60.0
 T = TypeVar("T")
 
 
-def inside_ray_job() -> bool:
-    """Whether this process is the entrypoint of a submitted Ray job (its working directory is a copy)."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def default_storage() -> str:
-    """``./runs``; for a submitted job, whose working directory is an unpacked copy, a directory in the home."""
-    return str(Path.home() / "ra-dpo-runs") if inside_ray_job() else "runs"
-
-
 @contextlib.contextmanager
 def connected(
     config: ClusterConfig, storage: Path, reference_threads: int = 1, least_workers: int | None = None

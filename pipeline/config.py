@@ -250,6 +250,8 @@ class RiskConfig(Section):
     Unused by mean and worst_case."""
     weight: float = 0.5
     """mean_cvar: share of the tail, in [0, 1]; the rest is the mean."""
+    reason: str = ""
+    """Why this measure and level, for the model card and whoever signs it; changes no result."""
 
     @model_validator(mode="after")
     def _check(self) -> RiskConfig:

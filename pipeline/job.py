@@ -32,6 +32,8 @@ def align(request: JobRequest) -> int:
     def finish(run: AlignmentRun, result: dict[str, Artifact], console: Console) -> None:
         directory = _publish(run, request, result)
         console.line(f"verdict: {result['evaluate'].info['note']}")
+        if "register" in result:
+            console.line(f"release: {result['register'].info['note']}")
         console.line(f"summary: {directory / 'summary.json'}")
         console.line(f"policy:  {result['align'].path / 'model'}")
         console.line(f"report:  {directory / 'report.html'}")
@@ -70,7 +72,7 @@ def storage_of(request: JobRequest) -> Path:
     Raises:
         ConfigError: for a URL.
     """
-    from pipeline.cluster import default_storage
+    from pipeline.surroundings import default_storage
 
     root = request.storage or default_storage()
     if "://" in root:

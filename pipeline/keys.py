@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from pipeline.catalogue import measure_label
 from pipeline.config import RISK_METHODS, LossConfig, RunConfig
+from pipeline.digests import digest_files
 from pipeline.plan import model_dtype
 from pipeline.plugins import function_digests
 
@@ -74,3 +76,9 @@ def effective_loss(run: RunConfig) -> dict[str, Any]:
 def library_versions(names: Collection[str]) -> dict[str, str]:
     """Installed versions, without importing anything."""
     return {name: importlib.metadata.version(name) for name in names}
+
+
+def code_digest() -> str:
+    """sha256 over this package's own files: which code made something."""
+    package = Path(__file__).resolve().parent
+    return digest_files(package, [path for end in ("py", "j2", "po") for path in package.rglob(f"*.{end}")])

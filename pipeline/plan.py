@@ -136,8 +136,10 @@ def cost(
     """
     work = None if counts is None else _work(run, counts, model)
     weights = model.parameters * dtype_bytes(run)
-    sizes = {"base": model.parameters * _FLOAT32_BYTES, "sft": weights, "align": weights}
-    models = [size for stage, size in sizes.items() if stage in to_do]
+    sizes = [("base", model.parameters * _FLOAT32_BYTES), ("sft", weights), ("align", weights)]
+    if run.registry.root is None:
+        sizes += [("register", weights), ("register", weights)]  # copies of the policy, and of a new reference
+    models = [size for stage, size in sizes if stage in to_do]
     checkpoint, held = model.parameters * CHECKPOINT_BYTES, _checkpoints_held(run, to_do)
     most = least = 0
     if work is not None and "reference" in to_do:

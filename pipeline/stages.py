@@ -57,8 +57,12 @@ def sample(run: RunConfig, model_dir: Path, context: StageContext) -> None:
     context.info["note"] = f"{count:,} samples"
 
 
-def evaluate(run: RunConfig, reference_dir: Path, policy_dir: Path, context: StageContext) -> None:
-    """Stage ``evaluate``."""
+def evaluate(run: RunConfig, reference_dir: Path, policy_dir: Path, samples: str, context: StageContext) -> None:
+    """Stages ``evaluate`` and ``evaluate_incumbent``.
+
+    Args:
+        samples: the stage that sampled from the policy.
+    """
     from pipeline.evaluation.stage import run_evaluation
 
     evaluation = run_evaluation(
@@ -67,7 +71,7 @@ def evaluate(run: RunConfig, reference_dir: Path, policy_dir: Path, context: Sta
         policy_dir=policy_dir,
         tokens_dir=context.inputs["tokens"].path,
         reference_samples=context.inputs["sample_reference"].path / "samples.parquet",
-        policy_samples=context.inputs["sample_policy"].path / "samples.parquet",
+        policy_samples=context.inputs[samples].path / "samples.parquet",
         out_dir=context.out_dir,
         report=context.progress,
         say=context.say,
@@ -84,6 +88,7 @@ def report(run: RunConfig, recipe: str, made: Sequence[Mapping[str, Any]], conte
     from pipeline.data.tables import read_jsonl, read_table
     from pipeline.evaluation.verdict import verdict_of
     from pipeline.records import ScoredSample
+    from pipeline.release.wording import explain
     from pipeline.report.inputs import ReportInputs
     from pipeline.report.language import translator
     from pipeline.report.render import render
@@ -91,6 +96,7 @@ def report(run: RunConfig, recipe: str, made: Sequence[Mapping[str, Any]], conte
 
     paths = {name: artifact.path for name, artifact in context.inputs.items()}
     evaluation, language = read_json(paths["evaluate"] / "evaluation.json"), run.report.language
+    gate = read_json(paths["gate"] / "gate.json") if "gate" in paths else None
     inputs = ReportInputs(
         recipe=recipe,
         config=run.model_dump(mode="json", exclude={"sweep"}),
@@ -103,7 +109,10 @@ def report(run: RunConfig, recipe: str, made: Sequence[Mapping[str, Any]], conte
         stages=[dict(one) for one in made],
         versions=library_versions(("torch", "transformers", "ray", "deepspeed", "datasets"))
         | {"python": platform.python_version(), "machine": platform.machine()},
-        notes=_notes(run),
+        notes=notes(run),
+        gate=gate,
+        gate_words=None if gate is None else explain(gate, translator(language)),
+        release=read_json(paths["register"] / "release.json") if "register" in paths else None,
         language=language,
         verdict=verdict_of(evaluation, translator(language)),
     )
@@ -112,7 +121,7 @@ def report(run: RunConfig, recipe: str, made: Sequence[Mapping[str, Any]], conte
     (context.out_dir / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False))
 
 
-def _notes(run: RunConfig) -> list[str]:
+def notes(run: RunConfig) -> list[str]:
     """What a reader has to know of the model."""
     if run.model.path == BUILD_GPT_NEOX:
         return [

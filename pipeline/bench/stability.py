@@ -55,7 +55,7 @@ def _train(config: StabilityBenchmark, run: RunConfig, console: Console) -> dict
 
     storage = Path(config.storage).expanduser().resolve()
     store = Store(str(storage), create=False)
-    alignment = AlignmentRun(Path(config.recipe).stem, run, storage)
+    alignment = AlignmentRun(Path(config.recipe).stem, run, storage, until=("align",))
     have: dict[str, Artifact] = {}
     for name in alignment.planned["align"].stage.inputs:
         try:

@@ -54,6 +54,21 @@ def resolve_model(config: ModelConfig) -> ModelSource:
 
 
 def _digest_directory(path: Path) -> str:
+    check_directory(path)
+    return digest_files(path, set(model_files(path)))
+
+
+def model_files(directory: Path) -> list[Path]:
+    """What of a directory is the model: configuration, safetensors, tokenizer; no programs, no other formats."""
+    return sorted({file for pattern in _FILE_PATTERNS for file in directory.glob(pattern) if file.is_file()})
+
+
+def check_directory(path: Path) -> None:
+    """Refuse a directory that is no Hugging Face model with safetensors weights and a tokenizer.
+
+    Raises:
+        ModelError: saying what is missing.
+    """
     if not (path / "config.json").is_file():
         raise ModelError(f"model.path: {path} has no config.json, so it is not a Hugging Face model directory")
     if not any(path.glob("*.safetensors")):
@@ -65,7 +80,6 @@ def _digest_directory(path: Path) -> str:
         )
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError(f"model.path: {path} has no tokenizer (tokenizer.json); save it beside the weights")
-    return digest_files(path, {file for pattern in _FILE_PATTERNS for file in path.glob(pattern)})
 
 
 def _download(repo: str, revision: str | None) -> Path:

@@ -79,8 +79,8 @@ def _row(record: Record, identities: dict[int | None, str]) -> dict[str, Any]:
         "why": record.why,
         "decision": gate.get("outcome"),
         "conditions": "; ".join(
-            f"{one['of']} {one['name']} against {one['against']}: {one['value']:.6g}, bound {one['bound']:.6g}, "
-            f"limit {one['limit']:.6g}"
+            f"{one['of']} {one['name']} against {one['against']}: {_number(one['value'])}, "
+            f"bound {_number(one['bound'])}, limit {_number(one['limit'])}"
             for one in gate.get("conditions", [])
             if not one["holds"]
         ),
@@ -97,6 +97,10 @@ def _row(record: Record, identities: dict[int | None, str]) -> dict[str, Any]:
             "version_digest_after": identities.get(move.after),
         }
     return row
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.6g}"
 
 
 def _safe(value: Any) -> Any:

@@ -10,6 +10,7 @@ import tyro
 
 from pipeline.errors import ConfigError
 from pipeline.release.registry import Line, Registry, open_registry, root_of
+from pipeline.surroundings import default_storage
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,6 @@ class Where:
 
     def registry(self) -> Registry:
         """The registry that is meant."""
-        from pipeline.cluster import default_storage
-
         if self.storage is not None and "://" in str(self.storage):
             raise ConfigError(f"--storage: {self.storage} is a URL; give it as --registry.root")
         storage = (self.storage or Path(default_storage())).expanduser().resolve()

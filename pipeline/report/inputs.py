@@ -21,6 +21,8 @@ class ReportInputs:
     ``stages`` has one row a stage: name, key, seconds, reused. ``versions`` maps a library, or "machine", to
     text. ``notes`` are sentences for the data section. ``language`` is the report's; summary.json stays English.
     ``verdict`` is the verdict with its sentences in that language, None for that of the evaluation.
+    ``gate`` (gate.json), the headline and sentences of its decision in that language, and ``release`` (release.json)
+    are None for a run without a registry.
     """
 
     recipe: str
@@ -36,3 +38,6 @@ class ReportInputs:
     notes: list[str] = field(default_factory=list)
     language: Language = "en"
     verdict: dict[str, Any] | None = None
+    gate: Row | None = None
+    gate_words: tuple[str, list[str]] | None = None
+    release: Row | None = None

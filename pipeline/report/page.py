@@ -23,7 +23,12 @@ def fill(template: str, language: Language = "en", **values: Any) -> str:
     Its own sentences are messages: ``tr("... {name} ...", name=value)`` gives one in ``language``, its values treated
     like all others. The message itself may hold markup and is therefore always a literal of the template.
     """
-    return _UNSAFE.sub("\ufffd", _environment(language).get_template(template).render(**values))
+    return storable(_environment(language).get_template(template).render(**values))
+
+
+def storable(text: str) -> str:
+    """Text without what cannot be stored as UTF-8, or would make it read as another one."""
+    return _UNSAFE.sub("\ufffd", text)
 
 
 def visible(value: Any) -> str:

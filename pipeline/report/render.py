@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pipeline.catalogue import MEASURES
 from pipeline.report import view
 from pipeline.report.charts import Line, curve_chart, score_bins, score_chart
+from pipeline.report.decision import DecisionView, decision_view
 from pipeline.report.drawing import FIRST, SECOND, Chart
 from pipeline.report.inputs import ReportInputs
 from pipeline.report.language import Translate, sense, translator
+from pipeline.report.method import method_text
 from pipeline.report.page import fill
 from pipeline.report.summary import strict
 from pipeline.report.tokens import risk_scale, token_views
@@ -35,12 +36,13 @@ def render(inputs: ReportInputs) -> str:
         TEMPLATE,
         inputs.language,
         recipe=inputs.recipe,
-        method=_method(inputs.config, tr),
+        method=method_text(inputs.config, tr),
         evaluation=evaluation,
         split=tr(sense("split", evaluation["split"])),
         described={name: tr(scorer["description"]) for name, scorer in evaluation["scorers"].items()},
         verdict=verdict,
         badge=_badge(verdict, tr),
+        decision=_decision(inputs, tr),
         figures=view.key_figures(evaluation, tr),
         pair_compared=compared,
         pair_single=single,
@@ -62,6 +64,12 @@ def render(inputs: ReportInputs) -> str:
     )
 
 
+def _decision(inputs: ReportInputs, tr: Translate) -> DecisionView | None:
+    if inputs.gate is None or inputs.gate_words is None or inputs.release is None:
+        return None
+    return decision_view(inputs.gate, inputs.gate_words, inputs.release, tr)
+
+
 def _badge(verdict: dict[str, Any], tr: Translate) -> tuple[str, str]:
     """The verdict's one word and its style class."""
     if verdict["degenerate"]:
@@ -70,23 +78,6 @@ def _badge(verdict: dict[str, Any], tr: Translate) -> tuple[str, str]:
         mixed = verdict["mean"] == "higher" or verdict["tail"] == "better" or verdict["incidents"] == "fewer"
         return (tr("Mixed"), "unclear") if mixed else (tr("Worse"), "bad")
     return (tr("Better"), "good") if verdict["better"] else (tr("Not clear"), "unclear")
-
-
-def _method(config: dict[str, Any], tr: Translate) -> str:
-    """The loss and, where it has one, the risk measure, in a line."""
-    loss, risk = config.get("loss", {}), config.get("risk", {})
-    method = str(loss.get("method", ""))
-    parts = [str(loss.get("method", tr("unknown"))), f"beta {loss.get('beta', '?')}"]
-    if method.endswith("2"):
-        parts.append(f"alpha {loss.get('alpha', '?')}")
-    if method.startswith("ra_dpo"):
-        info, measure = MEASURES.get(risk.get("measure", "")), str(risk.get("measure", "?"))
-        levelled = info is not None and info.level is not None
-        at = tr("{measure} at {level}").format(measure=measure, level=risk.get("level", "?"))
-        parts.append(at if levelled else measure)
-        if info is not None and info.has_weight:
-            parts.append(tr("weight {weight}").format(weight=risk.get("weight", "?")))
-    return tr(", ").join(parts)
 
 
 def _training_charts(inputs: ReportInputs, tr: Translate) -> list[Chart]:

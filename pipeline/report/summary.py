@@ -15,14 +15,16 @@ _TIME_KEY = re.compile(r"(^|_)(s|seconds|duration|timestamp|time|per_s|per_secon
 def build_summary(inputs: ReportInputs) -> dict[str, Any]:
     """The content of summary.json, strict JSON: a number that is not finite becomes None.
 
-    Everything outside the top-level key ``timing`` follows from the configuration, the data and the seeds,
-    so two runs of one description on one machine agree there. ``timing`` holds the seconds of every stage,
+    Everything outside the top-level keys ``timing`` and ``release`` follows from the configuration, the data and the
+    seeds, so two runs of one description on one machine agree there. ``release`` is what became of the policy, which
+    depends on what was in production. ``timing`` holds the seconds of every stage,
     whether it was reused, and each measured time of the other parts under its path.
     """
     parts = {
         "recipe": inputs.recipe,
         "verdict": inputs.evaluation.get("verdict"),
         "evaluation": inputs.evaluation,
+        "release": None if inputs.release is None else {**inputs.release, "gate": inputs.gate},
         "data": inputs.data_stats,
         "tokens": inputs.token_stats,
         "training": {

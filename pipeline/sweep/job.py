@@ -85,9 +85,10 @@ def checked_plan(run: RunConfig) -> tuple[RunConfig, list[Trial] | None]:
 
 
 def base_run(run: RunConfig, split: str) -> RunConfig:
-    """What all trials share, judged by a split."""
+    """What all trials share, judged by a split; a trial is no release."""
     evaluation = run.evaluation.model_copy(update={"split": split})
-    return run.model_copy(update={"evaluation": evaluation, "sweep": SweepConfig()})
+    registry = run.registry.model_copy(update={"enabled": False})
+    return run.model_copy(update={"evaluation": evaluation, "registry": registry, "sweep": SweepConfig()})
 
 
 def planned_trials(base: RunConfig, config: SweepConfig) -> list[Trial] | None:

@@ -28,6 +28,8 @@ STAGES = (
     "sample_reference",
     "sample_policy",
     "evaluate",
+    "gate",
+    "register",
     "report",
 )
 GOOD = ("bright", "warm", "clever", "moving", "funny", "splendid", "joyful")
@@ -126,8 +128,10 @@ def kill_in_stage(arguments: list[str], stage: str, after_s: float, log: Path, t
 
 
 def summary(storage: Path) -> dict[str, Any]:
-    """The one summary.json under a storage, without its times."""
+    """The one summary.json under a storage, without its times and places."""
     (path,) = storage.glob("reports/*/summary.json")
     value: dict[str, Any] = json.loads(path.read_text())
     value.pop("timing")
+    for name in ("root", "digest", "when"):  # where, and at what time
+        value["release"].pop(name)
     return value

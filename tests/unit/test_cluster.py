@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import cluster
-from pipeline.cluster import default_storage, places, ray_errors, runs_that_fit, shortage
+from pipeline.cluster import places, ray_errors, runs_that_fit, shortage
 from pipeline.config import ClusterConfig
 from pipeline.errors import ClusterError, DataError
 
@@ -152,17 +152,6 @@ class TestAddresses:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         cluster._refuse_busy_port(port)
-
-
-class TestDefaultStorage:
-    def test_on_a_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-        assert default_storage() == "runs"
-
-    def test_in_a_submitted_job(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-        monkeypatch.setenv("HOME", str(tmp_path))
-        assert default_storage() == str(tmp_path / "ra-dpo-runs")
 
 
 class GroupFailedError(Exception):

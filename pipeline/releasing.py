@@ -1,0 +1,312 @@
+"""The last stages of an alignment: what the gate says of its policy, and the version that it becomes.
+
+::
+
+    evaluate ──────────────────────────────────────────────┬─► gate ──► register ──► report
+    [sample_incumbent ──► evaluate_incumbent] ─────────────┘
+
+What is in production is sampled and judged on the run's own prompts, unless its version holds an evaluation on exactly
+these; when the reference is in production, the run's evaluation says all of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import stages
+from pipeline.catalogue import measure_label
+from pipeline.config import RISK_METHODS, RunConfig
+from pipeline.data.tables import read_table, write_json
+from pipeline.digests import digest_json
+from pipeline.errors import ArtifactError, PipelineError, RegistryError
+from pipeline.evaluation.statistics import unseen_share_bound
+from pipeline.evaluation.verdict import verdict_of
+from pipeline.graph import Artifact, PlannedStage, Stage, StageContext
+from pipeline.keys import EVALUATION_SAMPLES, LIBRARIES, code_digest, library_versions, pick
+from pipeline.records import ScoredSample
+from pipeline.release.evidence import read_evidence
+from pipeline.release.explain import explain as tokens_behind
+from pipeline.release.gate import decide, score_range
+from pipeline.release.mirror import mirror
+from pipeline.release.register import EVALUATION, EVALUATION_FILES, Verdict, release, version_directory
+from pipeline.release.registry import Fetched, Line, open_registry
+from pipeline.release.standing import Standing, standing
+from pipeline.release.wording import explain
+from pipeline.report.card import CardInputs, card_html, card_markdown
+from pipeline.report.language import translator
+from pipeline.stages import read_json
+
+COPIES = "versions"
+"""Below the storage: copies of versions whose registry is on an object store."""
+NOT_THE_POLICY = {"cluster", "checkpoint", "wandb", "sweep", "gate", "registry", "report"}
+"""Sections that change nothing about what a policy is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleaseParts:
+    """What of a run its release needs to know."""
+
+    recipe: str
+    run: RunConfig
+    storage: Path
+    root: str
+    """Of the registry."""
+    line: str
+    reference: Callable[[StageContext], Path]
+    """The reference's directory, once its stage's artefact is there."""
+    reference_inputs: tuple[str, ...]
+    data_digest: str
+    planned: Mapping[str, PlannedStage]
+    """The stages up to the evaluation."""
+
+
+class ReleaseStages:
+    """The stages of a release, for a run and what it meets in the registry.
+
+    Raises:
+        ConfigError: for a gate that cannot judge the run's scores.
+        RegistryError: when the registry's trail was changed.
+    """
+
+    def __init__(self, parts: ReleaseParts) -> None:
+        self._parts, self._run = parts, parts.run
+        self._range = score_range(self._run.evaluation, self._run.gate)
+        self._policy = digest_json({"gate": self._run.gate.model_dump(mode="json"), "range": list(self._range)})
+        self.standing: Standing = standing(
+            parts.root, parts.line, self._run.registry.alias, parts.planned["evaluate"].key, self._policy
+        )
+
+    def stages(self) -> list[Stage]:
+        """From the evaluation of what is in production to the registered version."""
+        incumbent, run = self.standing.incumbent, self._run
+        gate: dict[str, Any] = {"gate": run.gate.model_dump(mode="json"), "range": list(self._range)}
+        graph: list[Stage] = []
+        judged: tuple[str, ...] = ("evaluate",)
+        contents: dict[str, str] = {}
+        if incumbent is not None and incumbent.provenance.get("comparable") == self._comparable():
+            contents = {"incumbent": incumbent.digest}
+        elif incumbent is not None:
+            graph += self._evaluation_of_incumbent(incumbent.id)
+            judged = ("evaluate", "evaluate_incumbent")
+        graph.append(Stage("gate", 1, self._judge, options=gate, inputs=judged, contents=contents))
+        graph.append(
+            Stage(
+                "register",
+                1,
+                self._register,
+                options=self.standing.options
+                | {"decisions": run.registry.decisions, "language": run.report.language, "policy": self._policy},
+                inputs=tuple(
+                    dict.fromkeys(("data", "tokens", "align", "evaluate", "gate", *self._parts.reference_inputs))
+                ),
+                check=self._check_registered,
+            )
+        )
+        return graph
+
+    def _evaluation_of_incumbent(self, identity: str) -> list[Stage]:
+        """Stages alike those of the policy, with a version for the model."""
+        planned = self._parts.planned
+        sampling, evaluation = planned["sample_policy"].stage, planned["evaluate"].stage
+        contents = {"incumbent": identity}
+        return [
+            dataclasses.replace(
+                sampling,
+                name="sample_incumbent",
+                run=lambda context: stages.sample(self._run, self._fetched().path, context),
+                inputs=("tokens",),
+                contents={**sampling.contents, **contents},
+            ),
+            dataclasses.replace(
+                evaluation,
+                name="evaluate_incumbent",
+                run=lambda context: stages.evaluate(
+                    self._run, self._parts.reference(context), self._fetched().path, "sample_incumbent", context
+                ),
+                inputs=("tokens", "sample_reference", "sample_incumbent", *self._parts.reference_inputs),
+                contents={**evaluation.contents, **contents},
+            ),
+        ]
+
+    def _comparable(self) -> str:
+        """Digest of all that an evaluation depends on beside the policy: equal ones may be compared."""
+        planned = self._parts.planned
+        return digest_json(
+            {
+                "evaluation": self._run.evaluation.model_dump(mode="json"),
+                "sampling": pick(self._run.evaluation, EVALUATION_SAMPLES),
+                "samples": planned["sample_reference"].key,
+                "tokens": planned["tokens"].key,
+                "libraries": library_versions(LIBRARIES),
+            }
+        )
+
+    def _line(self) -> Line:
+        registry = open_registry(self._parts.root)
+        return registry.line(self._parts.line)
+
+    def _fetched(self) -> Fetched:
+        """What is in production, every byte verified, where every node sees it."""
+        assert self.standing.incumbent is not None
+        return self._line().fetch(str(self.standing.incumbent.version), self._parts.storage / COPIES)
+
+    def _judge(self, context: StageContext) -> None:
+        incumbent = None
+        if "evaluate_incumbent" in context.inputs:
+            incumbent = read_evidence(context.inputs["evaluate_incumbent"].path)
+        elif self.standing.incumbent is not None:
+            incumbent = read_evidence(self._fetched().path / EVALUATION)
+        candidate = read_evidence(context.inputs["evaluate"].path)
+        decision = decide(candidate, incumbent, self._run.gate, self._range).as_dict()
+        write_json(context.out_dir / "gate.json", decision)
+        context.info["note"] = explain(decision)[0]
+
+    def _register(self, context: StageContext) -> None:
+        run, paths = self._run, {name: artifact.path for name, artifact in context.inputs.items()}
+        decision = read_json(paths["gate"] / "gate.json")
+        evaluation = read_json(paths["evaluate"] / "evaluation.json")
+        samples = read_table(paths["evaluate"] / "samples.parquet", ScoredSample)
+        behind = tokens_behind(samples, evaluation["primary_scorer"], evaluation["tail_fraction"]).as_dict()
+        line = self._begin(context)
+        provenance = self._provenance(line)
+        beside: dict[str, Path | str] = {
+            **{f"{EVALUATION}/{name}": paths["evaluate"] / name for name in EVALUATION_FILES},
+            f"{EVALUATION}/explanation.json": _json(behind),
+            "prompts.parquet": paths["tokens"] / f"prompts-{run.evaluation.split}.parquet",
+            "run.yaml": self._yaml(),
+            "provenance.json": _json(provenance),
+            **self._cards(self._card(context, provenance, evaluation, decision, behind)),
+        }
+        headline = explain(decision)[0]
+        verdict = Verdict(self._parts.planned["evaluate"].key, self._policy, decision, headline, list(behind["tokens"]))
+        with version_directory(paths["align"] / "model", beside, context.out_dir) as directory:
+            released = release(line, self.standing, directory, provenance, verdict, act=run.registry.decisions == "act")
+        move = next((one for one in released.record.event.moves if one.alias == self.standing.alias), None)
+        result = {
+            **self.standing.options,
+            "version": released.manifest.version,
+            "id": released.manifest.id,
+            "incumbent": released.record.details["incumbent"],
+            "outcome": decision["outcome"],
+            "acted": released.record.details["acted"],
+            "before": None if move is None else move.before,
+            "after": None if move is None else move.after,
+            "record": released.record.number,
+            "digest": released.record.digest,
+            "when": released.record.when,
+        }
+        write_json(context.out_dir / "release.json", result)
+        mirrored = mirror(run.wandb, self._parts.storage / "wandb", line, released.manifest, result)
+        if mirrored is not None:
+            context.say(mirrored)
+        context.info["note"] = release_line(result)
+
+    def _begin(self, context: StageContext) -> Line:
+        """The reference's line, with its version 0."""
+        run, reference = self._run, self._parts.reference(context)
+        what = run.model.path + (f", fine-tuned on {run.data.path}" if run.sft.enabled else "")
+        provenance = {
+            "recipe": self._parts.recipe,
+            "method": "reference",
+            "model": what,
+            "code": code_digest(),
+            "data": self._parts.data_digest,
+            "stages": {name: self._parts.planned[name].key for name in self._parts.reference_inputs},
+            "libraries": library_versions(LIBRARIES),
+            "parents": [],
+        }
+        card = self._card(context, provenance)
+        beside: dict[str, Path | str] = {"provenance.json": _json(provenance), **self._cards(card)}
+        with version_directory(reference, beside, context.out_dir) as directory:
+            return open_registry(self._parts.root).begin(self._parts.line, directory, what, provenance)
+
+    def _card(
+        self,
+        context: StageContext,
+        provenance: Mapping[str, Any],
+        evaluation: dict[str, Any] | None = None,
+        decision: Mapping[str, Any] | None = None,
+        explanation: Mapping[str, Any] | None = None,
+    ) -> CardInputs:
+        """What a version's card is made from; the reference has no evaluation."""
+        tr = translator(self._run.report.language)
+        inputs = context.inputs
+        name = tr("Policy of {recipe}") if evaluation else tr("Reference of {recipe}")
+        return CardInputs(
+            name=name.format(recipe=self._parts.recipe),
+            config=self._run.model_dump(mode="json", exclude={"sweep"}),
+            provenance=provenance,
+            language=self._run.report.language,
+            evaluation=evaluation,
+            verdict=None if evaluation is None else verdict_of(evaluation, tr),
+            unseen_share=None if evaluation is None else unseen_share_bound(evaluation["num_prompts"]),
+            gate_words=None if decision is None else explain(decision, tr),
+            explanation=explanation,
+            data_stats=read_json(inputs["data"].path / "stats.json"),
+            token_stats=read_json(inputs["tokens"].path / "stats.json"),
+            notes=stages.notes(self._run),
+        )
+
+    @staticmethod
+    def _cards(card: CardInputs) -> dict[str, Path | str]:
+        return {"README.md": card_markdown(card), "card.html": card_html(card)}
+
+    def _provenance(self, line: Line) -> dict[str, Any]:
+        run = self._run
+        return {
+            "recipe": self._parts.recipe,
+            "method": _method(run),
+            "model": run.model.path,
+            "code": code_digest(),  # that registered it
+            "config": digest_json(run.model_dump(mode="json", exclude=NOT_THE_POLICY)),
+            "data": self._parts.data_digest,
+            "reference": line.versions.manifest(0).id,
+            "parents": [0],
+            "stages": {name: item.key for name, item in self._parts.planned.items()},
+            "comparable": self._comparable(),
+            "libraries": library_versions((*LIBRARIES, "ray", "deepspeed")),
+        }
+
+    def _yaml(self) -> str:
+        described = self._run.model_dump(mode="json", exclude=NOT_THE_POLICY)
+        return yaml.safe_dump(described, sort_keys=False, allow_unicode=True, width=100)
+
+    def _check_registered(self, artifact: Artifact) -> None:
+        """Whether the version is there still; raises when it has to be registered again."""
+        result = read_json(artifact.path / "release.json")
+        try:
+            line = self._line()
+            if line.versions.require(result["version"], full=False).id != result["id"]:
+                raise RegistryError(f"version {result['version']} in {line.place.root} is another one")
+        except PipelineError as error:
+            raise ArtifactError(f"the registered version is not there: {error}") from error
+
+
+def release_line(result: Mapping[str, Any]) -> str:
+    """What a release did, in a line."""
+    outcome = str(result["outcome"]).replace("_", " ").upper()
+    alias = result["alias"]
+    if result["after"] is not None:
+        did = f"{alias}: version {result['before']} -> {result['after']}"
+    elif result["outcome"] != "hold" and not result["acted"]:
+        did = f"{alias} is left to you (registry.decisions: record)"
+    else:
+        did = f"{alias} stays at version {result['incumbent']}"
+    return f"version {result['version']}: {outcome}, {did}"
+
+
+def _method(run: RunConfig) -> str:
+    """The loss with its measure of risk, such as ``ra_dpo2 cvar@0.5``."""
+    risk = run.risk
+    measure = [measure_label(risk.measure, risk.level, risk.weight)] if run.loss.method in RISK_METHODS else []
+    return " ".join([run.loss.method, *measure])
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, sort_keys=True) + "\n"
