@@ -223,7 +223,7 @@ class Versions:
             for name in files:
                 place, base = _inside(target, name)
                 with place.scratch() as scratch:
-                    place.publish(Path(shutil.copyfile(source / name, scratch / base)), base)
+                    place.publish(_copy(source / name, scratch / base), base)
         if damaged := next(self.damage(target, files), None):
             raise RegistryError(f"{target.root} could not be written: {damaged}; try again")
 
@@ -232,7 +232,7 @@ class Versions:
             fresh = scratch / target.name
             for name in files:
                 (fresh / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source / name, fresh / name)
+                _copy(source / name, fresh / name)
                 fsync(fresh / name)
             for directory in (fresh, *(path for path in fresh.rglob("*") if path.is_dir())):
                 fsync(directory)
@@ -311,7 +311,7 @@ class Versions:
                 )
             place, base = _inside(directory, name)
             with self._models.scratch() as scratch:  # not in the version's own directory
-                place.publish(Path(shutil.copyfile(path, scratch / base)), base)
+                place.publish(_copy(path, scratch / base), base)
 
     def fetch(self, manifest: Manifest, into: Path) -> Path:
         """A verified local directory with a version's files: its own on a local place, a copy below ``into`` else.
@@ -367,6 +367,13 @@ def _inside(directory: Place, name: str) -> tuple[Place, str]:
     """The directory of a file that may lie deeper, and its own name."""
     *parts, base = name.split("/")
     return (directory.below(*parts) if parts else directory), base
+
+
+def _copy(source: Path, target: Path) -> Path:
+    """As shutil.copyfile, which however says that the source's disk is full when the target's is."""
+    with source.open("rb") as reading, target.open("wb") as writing:
+        shutil.copyfileobj(reading, writing, 1 << 20)
+    return target
 
 
 def _digest(place: Place, name: str) -> str:

@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from pipeline.places import Place
-from pipeline.release.registry import Line
+from pipeline.release.registry import OPTION, Line
 from tests.unit.release import lines
 
 
@@ -39,7 +39,7 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def local_line(history: Path, tmp_path: Path) -> Line:
     """A line with some history on a local disk."""
     lines.copy_of(history, tmp_path)
-    return Line(Place(str(tmp_path / "registry")), lines.NAME)
+    return Line(Place(str(tmp_path / "registry"), OPTION), lines.NAME)
 
 
 @pytest.fixture

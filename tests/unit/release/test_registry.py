@@ -1,0 +1,531 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import ArtifactError, ConflictError, ModelError, PipelineError, RegistryError
+from pipeline.places import Place
+from pipeline.release.registry import OPTION, Line, Moved, myself, open_registry, root_of
+from pipeline.release.state import CANDIDATE, AliasState
+from pipeline.release.trail import KEY_VARIABLE, Trail
+from pipeline.release.verify import verify
+from tests.unit.release import lines
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def unmoved(line: Line) -> Iterator[Line]:
+    """A line that has to be as it was when the test is over."""
+    records, state = line.trail.names(), line.state()
+    yield line
+    assert line.trail.names() == records
+    assert line.state() == state
+    assert line.alias(lines.ALIAS).version == 2
+
+
+def promote(line: Line, version: int, expected: int = 2, **options: Any) -> Moved:
+    return line.promote(lines.ALIAS, version, expected=expected, why="a test", **options)
+
+
+class TestBeginning:
+    def test_the_reference_is_version_0(self, root: str, models: Path, tmp_path: Path) -> None:
+        line = lines.begin(root, models)
+        assert (line.state().versions, line.number("reference"), line.versions.numbers()) == (1, 0, [0])
+        assert line.label(0, line.state()) == "version 0 (the reference)"
+        assert line.fetch("reference", tmp_path / "copies").version == 0
+        registry = open_registry(root)
+        assert (registry.lines(), registry.description(lines.NAME)) == ([lines.NAME], "a tiny model")
+        assert registry.line().name == registry.line(lines.NAME[:4]).name == lines.NAME
+
+    def test_a_second_time_changes_nothing(self, root: str, models: Path) -> None:
+        record = lines.begin(root, models).trail.head()
+        (models / "0" / "README.md").write_text("in another language")
+        assert lines.begin(root, models).trail.head() == record
+
+    def test_another_reference_of_the_same_name(self, line: Line, models: Path) -> None:
+        other = lines.write_model(models / "other", 77)
+        registry = open_registry(line.place.root.removesuffix(f"/{lines.NAME}"))
+        with pytest.raises(
+            RegistryError, match=rf"begins with another reference \(model\.safetensors differs\).*{OPTION}"
+        ):
+            registry.begin(lines.NAME, other, "another", {})
+        assert line.state().versions == 5
+
+    @pytest.mark.parametrize("name", ["", "short", "0123456g", "../01234567"])
+    def test_names_that_no_line_has(self, root: str, models: Path, name: str) -> None:
+        with pytest.raises(RegistryError, match="is no name of a line: 8 to 64 hexadecimal digits"):
+            lines.begin(root, models, name)
+        assert open_registry(root).lines() == []
+
+    def test_a_directory_that_is_no_model(self, root: str, tmp_path: Path) -> None:
+        (tmp_path / "x").mkdir()
+        with pytest.raises(ModelError, match=r"has no config\.json"):
+            open_registry(root).begin(lines.NAME, tmp_path / "x", "nothing", {})
+        assert open_registry(root).lines() == []
+
+
+class TestChoosingALine:
+    def test_there_is_none(self, root: str) -> None:
+        with pytest.raises(RegistryError, match=rf"no registry at .*: a run of jobs/align\.py makes one .*{OPTION}"):
+            open_registry(root).line()
+
+    def test_there_are_two(self, root: str, models: Path) -> None:
+        for name in ("aaaaaaaa", "aaaabbbb"):
+            lines.begin(root, models, name)
+        registry = open_registry(root)
+        for spec in (None, "aaaa"):
+            with pytest.raises(
+                RegistryError, match=r"2 lines in .*: choose one with --line\n  aaaaaaaa  a tiny model\n  aaaabbbb"
+            ):
+                registry.line(spec)
+        with pytest.raises(RegistryError, match=r"no line 'b' in .*--line\n  aaaaaaaa"):
+            registry.line("b")
+        assert registry.line("aaaab").name == "aaaabbbb"
+
+    def test_a_whole_name_that_begins_another(self, root: str, models: Path) -> None:
+        for name in ("aaaaaaaa", "aaaaaaaabb"):
+            lines.begin(root, models, name)
+        assert open_registry(root).line("aaaaaaaa").name == "aaaaaaaa"
+
+    def test_where_it_is(self, tmp_path: Path) -> None:
+        assert root_of(tmp_path, None) == str(tmp_path / "registry")
+        assert root_of(tmp_path, "s3://bucket/x") == "s3://bucket/x"
+
+
+class TestNaming:
+    def test_numbers_and_aliases(self, line: Line) -> None:
+        specs = ("0", "3", "reference", lines.ALIAS, CANDIDATE)
+        assert [line.number(spec) for spec in specs] == [0, 3, 0, 2, 3]
+        assert line.label(2, line.state()) == "version 2 (production)"
+        assert line.label(1, line.state()) == "version 1"
+
+    @pytest.mark.parametrize(
+        ("spec", "message"),
+        [
+            ("5", "no version 5 in .*, which has versions 0 to 4"),
+            ("canary", "no version or alias 'canary' in .*; there are candidate, production, reference, and numbers"),
+            ("-1", "no version or alias '-1'"),
+        ],
+    )
+    def test_what_there_is_not(self, unmoved: Line, tmp_path: Path, spec: str, message: str) -> None:
+        for act in (
+            lambda: unmoved.number(spec),
+            lambda: unmoved.fetch(spec, tmp_path),
+            lambda: unmoved.roll_back(lines.ALIAS, spec, why="a test"),
+            lambda: unmoved.remove(spec, why="a test"),
+        ):
+            with pytest.raises(RegistryError, match=message):
+                act()
+
+
+class TestPromotion:
+    def test_it_moves(self, line: Line) -> None:
+        before = line.alias(lines.ALIAS)
+        moved = promote(line, 3, seen=before.moved_by, fence=4)
+        record = moved.record
+        assert record is not None
+        assert (moved.before, moved.after, record.who, record.why) == (2, 3, myself(), "a test")
+        assert line.alias(lines.ALIAS) == AliasState(3, record.number, (0, 1, 2))
+        assert (line.state().fence, line.trail.head()) == (4, record)
+
+    def test_to_where_it_is(self, unmoved: Line) -> None:
+        assert promote(unmoved, 2) == Moved(2, 2, None)
+
+    def test_what_it_expects_is_not_so(self, unmoved: Line) -> None:
+        with pytest.raises(ConflictError, match="production points to version 2, not to 1: somebody else has moved it"):
+            promote(unmoved, 3, expected=1)
+
+    def test_it_went_elsewhere_and_came_back(self, line: Line) -> None:
+        seen = line.alias(lines.ALIAS).moved_by
+        promote(line, 3)
+        line.roll_back(lines.ALIAS, why="a test")
+        now = line.state()
+        with pytest.raises(ConflictError, match=r"production was moved meanwhile .to version 2, by"):
+            promote(line, 3, seen=seen)
+        assert line.state() == now
+
+    def test_an_older_lease(self, line: Line) -> None:
+        line.fence(5, why="a new lease")
+        now = line.state()
+        for act in (
+            lambda: promote(line, 3, fence=4),
+            lambda: promote(line, 2, fence=4),
+            lambda: line.fence(4, why="old"),
+            lambda: line.decide(lines.ALIAS, 3, 3, seen=now.alias(lines.ALIAS).moved_by, why="", details={}, fence=4),
+        ):
+            with pytest.raises(ConflictError, match=r"token 4 was taken over \(token 5 has been here\): nothing was"):
+                act()
+        assert line.state() == now
+        promote(line, 3, fence=5)
+
+    def test_a_version_that_was_removed(self, unmoved: Line) -> None:
+        with pytest.raises(RegistryError, match="version 4"):
+            promote(unmoved, 4)
+
+    @pytest.mark.parametrize("version", [-1, 9, 99_999_999_999])
+    def test_a_version_that_is_not_there(self, unmoved: Line, version: int) -> None:
+        with pytest.raises(RegistryError, match=f"there is no version {version} in"):
+            promote(unmoved, version)
+
+    @pytest.mark.parametrize("to", ["nothing", b"half"])
+    def test_a_version_that_is_not_whole(self, unmoved: Line, to: str | bytes) -> None:
+        for version in (1, 3):
+            directory = unmoved.versions.directory(unmoved.versions.manifest(version))
+            directory.remove("model.safetensors")
+            if isinstance(to, bytes):
+                directory.write("model.safetensors", to)
+        seen = unmoved.alias(lines.ALIAS).moved_by
+        for act in (
+            lambda: promote(unmoved, 3),
+            lambda: unmoved.roll_back(lines.ALIAS, why="a test"),
+            lambda: unmoved.roll_back(lines.ALIAS, "3", why="a test"),
+            lambda: unmoved.decide(lines.ALIAS, 3, 3, seen=seen, why="a test", details={}),
+        ):
+            with pytest.raises(
+                RegistryError, match=r"version [13] in .* was copied by half: model\.safetensors .*register"
+            ):
+                act()
+
+    @pytest.mark.parametrize("alias", ["reference", "Production", "a b", "../x", ""])
+    def test_names_that_no_alias_has(self, unmoved: Line, alias: str) -> None:
+        for act in (
+            lambda: unmoved.promote(alias, 3, expected=0, why="a test"),
+            lambda: unmoved.roll_back(alias, "reference", why="a test"),
+            lambda: unmoved.decide(alias, 3, 3, seen=0, why="a test", details={}),
+        ):
+            with pytest.raises(RegistryError, match=r"cannot be moved: choose another|is no name of an alias"):
+                act()
+
+    def test_a_signed_trail_without_its_key(self, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+        line.trail = Trail(line.place, key=b"a key")
+        promote(line, 3)
+        monkeypatch.delenv(KEY_VARIABLE, raising=False)
+        again = Line(Place(line.place.root.removesuffix(f"/{lines.NAME}")), lines.NAME)
+        for act in (lambda: promote(again, 1, expected=3), lambda: again.roll_back(lines.ALIAS, why="a test")):
+            with pytest.raises(RegistryError, match=f"is signed: set {KEY_VARIABLE}"):
+                act()
+        assert again.alias(lines.ALIAS).version == 3
+
+
+class TestRollBack:
+    def test_to_the_version_before_and_no_further(self, line: Line) -> None:
+        moved = line.roll_back(lines.ALIAS, why="it broke", who="me")
+        assert (moved.before, moved.after) == (2, 1)
+        assert moved.record is not None
+        assert (moved.record.who, moved.record.why) == ("me", "it broke")
+        records = line.trail.numbers()
+        assert line.roll_back(lines.ALIAS, why="it broke") == Moved(1, 1, None)
+        assert line.trail.numbers() == records
+
+    @pytest.mark.parametrize(("to", "version"), [("reference", 0), ("0", 0), ("1", 1), ("3", 3), (CANDIDATE, 3)])
+    def test_to_any_version(self, line: Line, to: str, version: int) -> None:
+        assert line.roll_back(lines.ALIAS, to, why="a test").after == version
+        assert line.alias(lines.ALIAS).version == version
+        assert line.roll_back(lines.ALIAS, to, why="a test").record is None
+
+    def test_an_alias_that_was_never_moved(self, unmoved: Line) -> None:
+        with pytest.raises(RegistryError, match=r"canary points to version 0 .*\(--to reference is always possible\)"):
+            unmoved.roll_back("canary", why="a test")
+        assert unmoved.roll_back("canary", "reference", why="a test") == Moved(0, 0, None)
+
+    def test_to_a_version_that_was_removed(self, unmoved: Line) -> None:
+        with pytest.raises(RegistryError, match="version 4"):
+            unmoved.roll_back(lines.ALIAS, "4", why="a test")
+
+    def test_what_was_removed_is_passed_over(self, line: Line) -> None:
+        line.remove("1", why="for its space")
+        assert line.roll_back(lines.ALIAS, why="a test").after == 0
+
+    def between(self, line: Line, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+        """Let somebody do something when the next append has been prepared, just before it is made."""
+        append = line.trail.append
+
+        def late(*args: Any, **options: Any) -> Any:
+            monkeypatch.setattr(line.trail, "append", append)
+            act()
+            return append(*args, **options)
+
+        monkeypatch.setattr(line.trail, "append", late)
+
+    def test_a_promotion_just_before(self, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.between(line, monkeypatch, lambda: promote(line, 3))
+        assert line.roll_back(lines.ALIAS, why="a test").after == 1
+        assert line.alias(lines.ALIAS).version == 1
+
+    def test_a_promotion_just_after(self, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.between(line, monkeypatch, lambda: line.roll_back(lines.ALIAS, why="a test"))
+        with pytest.raises(ConflictError, match="production points to version 1, not to 2"):
+            promote(line, 3)
+        assert line.alias(lines.ALIAS).version == 1
+
+    def test_a_second_roll_back_at_the_same_moment(self, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.between(line, monkeypatch, lambda: line.roll_back(lines.ALIAS, why="a test"))
+        assert line.roll_back(lines.ALIAS, why="a test").record is None
+        assert line.alias(lines.ALIAS).version == 1
+
+    def test_its_target_is_removed_at_the_same_moment(self, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.between(line, monkeypatch, lambda: line.remove("1", why="a test"))
+        with pytest.raises(RegistryError, match="version 1 was removed: choose another one"):
+            line.roll_back(lines.ALIAS, why="a test")
+        assert line.alias(lines.ALIAS).version == 2
+
+
+class TestDecision:
+    def test_it_is_written_with_its_numbers(self, line: Line) -> None:
+        seen = line.alias(lines.ALIAS).moved_by
+        record = line.decide(
+            lines.ALIAS, 3, 3, seen=seen, why="better", details={"gate": {"outcome": "promote"}}, fence=1
+        )
+        assert line.trail.read(record.number).details == {"gate": {"outcome": "promote"}}
+        assert (line.alias(lines.ALIAS).version, line.alias(CANDIDATE).version) == (3, 3)
+        assert line.roll_back(lines.ALIAS, why="a test").after == 2
+
+    def test_back_to_the_reference(self, line: Line) -> None:
+        line.decide(lines.ALIAS, 3, 0, seen=line.alias(lines.ALIAS).moved_by, why="worse", details={})
+        assert line.alias(lines.ALIAS).version == 0
+        assert line.roll_back(lines.ALIAS, why="again").record is None
+
+    def test_the_alias_has_moved_since(self, line: Line) -> None:
+        seen = line.alias(lines.ALIAS).moved_by
+        promote(line, 3)
+        now = line.state()
+        with pytest.raises(ConflictError, match="production was moved meanwhile"):
+            line.decide(lines.ALIAS, 1, 1, seen=seen, why="better", details={})
+        assert line.state() == now
+
+
+class TestRemoval:
+    def test_files_go_and_records_stay(self, line: Line) -> None:
+        directory = line.versions.directory(line.versions.manifest(1))
+        assert line.remove("1", why="for its space") == 1
+        assert directory.names() == []
+        assert line.state().removed == {1, 4}
+        assert line.versions.numbers() == [0, 1, 2, 3, 4]
+        assert verify(line).findings == ()
+        records = line.trail.numbers()
+        assert line.remove("1", why="again") == 1
+        assert line.trail.numbers() == records
+
+    @pytest.mark.parametrize(
+        ("spec", "message"), [("reference", "never removed"), (lines.ALIAS, "what production points to: move it first")]
+    )
+    def test_what_is_kept(self, unmoved: Line, tmp_path: Path, spec: str, message: str) -> None:
+        with pytest.raises(RegistryError, match=message):
+            unmoved.remove(spec, why="a test")
+        assert unmoved.fetch(spec, tmp_path / "copies").path.is_dir()
+
+
+class TestRegistering:
+    def test_the_same_model_is_the_same_version(self, line: Line, models: Path) -> None:
+        records = line.trail.numbers()
+        assert [lines.register(line, models, number) for number in (0, 1, 2, 3)] == [0, 1, 2, 3]
+        assert line.trail.numbers() == records
+
+    def test_what_killed_writers_left_gets_its_record(
+        self, line: Line, models: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Line, "record_versions", lambda line: None)
+        assert [lines.register(line, models, number) for number in (5, 6)] == [5, 6]
+        with pytest.raises(RegistryError, match="there is no version 6"):
+            promote(line, 6)
+        monkeypatch.undo()
+        assert lines.register(line, models, 7) == 7
+        assert line.state().versions == 8
+        assert [line.trail.read(number).why for number in line.trail.numbers()[-3:]] == [
+            "model 5",
+            "model 6",
+            "model 7",
+        ]
+        promote(line, 6)
+
+    @pytest.mark.parametrize("name", ["pytorch_model.bin", "modeling.py"])
+    def test_what_is_no_version(self, unmoved: Line, models: Path, name: str) -> None:
+        directory = lines.write_model(models / "pickled", 9)
+        (directory / name).write_bytes(b"")
+        with pytest.raises(ModelError, match=f"{name} in .* may run code when it is loaded"):
+            unmoved.register(directory, {}, why="a test")
+        (directory / name).unlink()
+        (directory / "tokenizer.json").unlink()
+        with pytest.raises(ModelError, match="has no tokenizer"):
+            unmoved.register(directory, {}, why="a test")
+        with pytest.raises(ModelError, match=r"has no config\.json"):
+            unmoved.register(models / "nowhere", {}, why="a test")
+
+    def test_links_are_followed(self, line: Line, models: Path, tmp_path: Path) -> None:
+        """As in the cache of downloaded models, whose files are links to blobs."""
+        source = lines.write_model(models / "blobs", 9)
+        directory = models / "linked"
+        directory.mkdir()
+        for path in source.iterdir():
+            (directory / path.name).symlink_to(path)
+        version = line.register(directory, {}, why="a test").version
+        shutil.rmtree(source)
+        assert not (line.fetch(str(version), tmp_path / "copies").path / "config.json").is_symlink()
+
+
+class TestDisks:
+    def test_a_read_only_one(self, history: Path, models: Path, small_disk: Callable[[str], Path]) -> None:
+        disk = small_disk("size=4m")
+        shutil.copytree(history, disk / "registry")
+        line = open_registry(str(disk / "registry")).line()
+        directory = lines.write_model(models / "5", 5)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        for act in (
+            lambda: promote(line, 3),
+            lambda: line.roll_back(lines.ALIAS, why="a test"),
+            lambda: line.register(directory, {}, why="a test"),
+            lambda: line.remove("1", why="a test"),
+            lambda: lines.begin(str(disk / "registry"), models, "aaaaaaaa"),
+        ):
+            with pytest.raises(ArtifactError, match=f"{disk}.* cannot be written: Read-only file system; set {OPTION}"):
+                act()
+        assert line.alias(lines.ALIAS).version == 2
+        assert verify(line).findings == ()
+
+    def test_a_full_one(self, history: Path, models: Path, small_disk: Callable[[str], Path]) -> None:
+        """Nothing that was half-written counts, and there is room again."""
+        disk = small_disk("size=1m")
+        shutil.copytree(history, disk / "registry")
+        line = open_registry(str(disk / "registry")).line()
+        big = lines.write_model(models / "big", 5, weights_bytes=1 << 20)
+        files = lines.files_of(disk)
+        for _ in range(2):
+            with pytest.raises(
+                ArtifactError, match=f"{disk}.* cannot be written: the disk is full; free some space or set"
+            ):
+                line.register(big, {}, why="a test")
+        assert lines.files_of(disk) == files
+        assert list(disk.rglob(".scratch/*")) == []
+        assert verify(line).findings == ()
+        assert lines.register(line, models, 6) == 5
+
+    def test_no_room_for_a_record(self, history: Path, small_disk: Callable[[str], Path]) -> None:
+        disk = small_disk("size=1m")
+        shutil.copytree(history, disk / "registry")
+        line = open_registry(str(disk / "registry")).line()
+        with (disk / "filling").open("wb", buffering=0) as file:
+            while True:
+                try:
+                    file.write(bytes(4096))
+                except OSError:
+                    break
+        with pytest.raises(ArtifactError, match=f"{disk}.* cannot be written: the disk is full"):
+            line.roll_back(lines.ALIAS, why="a test")
+        assert line.alias(lines.ALIAS).version == 2
+        (disk / "filling").unlink()
+        assert line.roll_back(lines.ALIAS, why="a test").after == 1
+        assert verify(line).findings == ()
+
+    def test_one_that_vanished(self, local_line: Line, models: Path) -> None:
+        directory = lines.write_model(models / "5", 5)
+        root = Path(local_line.place.root).parent
+        root.rename(root.parent / "elsewhere")
+        for act in (
+            lambda: promote(local_line, 3),
+            lambda: local_line.roll_back(lines.ALIAS, "2", why="a test"),
+            lambda: open_registry(str(root)).line(),
+        ):
+            with pytest.raises(RegistryError, match=f"no (version|registry).* {root}"):
+                act()
+        root.write_text("")
+        with pytest.raises(ArtifactError, match=r"Not a directory; set --registry\.root"):
+            local_line.register(directory, {}, why="a test")
+        with pytest.raises(ArtifactError, match=r"Not a directory; set --registry\.root"):
+            promote(local_line, 3)
+
+    def test_a_file_in_place_of_the_root(self, models: Path, tmp_path: Path) -> None:
+        root = tmp_path / "file"
+        root.write_text("")
+        for act in (lambda: lines.begin(str(root), models), lambda: open_registry(str(root)).line()):
+            with pytest.raises(ArtifactError, match=rf"{root}.* cannot be \w+: Not a directory; set {OPTION}"):
+                act()
+        assert root.read_text() == ""
+
+    @pytest.mark.skipif(not os.geteuid(), reason="root may read everything")
+    def test_one_that_may_not_be_written(self, local_line: Line) -> None:
+        audit = Path(local_line.place.root) / "audit"
+        audit.chmod(0o500)
+        try:
+            with pytest.raises(ArtifactError, match=f"{audit} cannot be written: Permission denied; set {OPTION}"):
+                promote(local_line, 3)
+        finally:
+            audit.chmod(0o700)
+
+
+class TestObjectStore:
+    def test_moves(self, s3_url: str, models: Path, tmp_path: Path) -> None:
+        line = lines.begin_with_history(f"{s3_url}/registry", models)
+        assert lines.files_of(line.fetch(lines.ALIAS, tmp_path / "copies").path) == lines.files_of(models / "2")
+        promote(line, 3)
+        with pytest.raises(ConflictError, match="somebody else has moved it"):
+            promote(line, 1)
+        assert line.roll_back(lines.ALIAS, why="a test").after == 2
+        assert line.roll_back(lines.ALIAS, "reference", why="a test").after == 0
+        assert verify(line).findings == ()
+        line.place.below("audit").remove("00000002.json")
+        assert "record 2 is missing" in verify(line).findings
+
+    def test_one_that_cannot_be_reached(self, s3_url: str, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import s3fs
+
+        line = lines.begin(f"{s3_url}/registry", models)
+        directory = lines.write_model(models / "5", 5)
+        with socket.socket() as sock, monkeypatch.context() as patch:
+            sock.bind(("127.0.0.1", 0))
+            patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{sock.getsockname()[1]}")
+            patch.setattr(s3fs.S3FileSystem, "cachable", False)  # another server is another client
+            away = Line(Place(f"{s3_url}/registry", OPTION), lines.NAME)
+            for act in (
+                lambda: away.roll_back(lines.ALIAS, "reference", why="a test"),
+                lambda: away.register(directory, {}, why="a test"),
+            ):
+                with pytest.raises(ArtifactError, match=f"{s3_url}.*the endpoint cannot be reached.*or set {OPTION}"):
+                    act()
+        assert (line.state().versions, line.trail.numbers()) == (1, [1])
+
+
+def disturb(root: Path, scratch: Path, **counts: int) -> dict[str, Any]:
+    """See `interleavings`; asserts that nothing was found wrong."""
+    options = [f"--{name}={count}" for name, count in counts.items()]
+    command = [sys.executable, str(Path(__file__).parent / "interleavings.py"), str(root), str(scratch), *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    outcome: dict[str, Any] = json.loads(done.stdout)
+    assert outcome["wrong"] == []
+    return outcome
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A directory in memory, if there is one: a kill loses nothing that was written, on whatever disk it lies."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        yield Path(name)
+
+
+def test_processes_at_once_that_are_killed(memory: Path) -> None:
+    outcome = disturb(memory / "registries", memory / "scratch", interleavings=60, races=5, stride=97)
+    assert outcome["interleavings"] == 60
+    assert sum(outcome["kills"].values()) > 60
+    assert all(outcome["points"].values())
+
+
+def test_a_refusal_is_one_of_the_pipelines(unmoved: Line) -> None:
+    """The commands print it as one message, without a traceback."""
+    for wrong in ("9", "nobody"):
+        with pytest.raises(PipelineError) as caught:
+            unmoved.roll_back(lines.ALIAS, wrong, why="a test")
+        assert "\n" not in str(caught.value)
