@@ -8,10 +8,14 @@ with Ray, say) must not.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import random
 import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -338,6 +342,30 @@ class Driver:
         self.outcome.wrong += [one["wrong"] for one in self._alone(look) if "wrong" in one]
         if not self.remote:
             shutil.rmtree(root)
+
+
+def run(root: str, scratch: Path, **counts: int) -> dict[str, Any]:
+    """The `Outcome` of this program in a process of its own.
+
+    Args:
+        counts: of interleavings and races, and the stride of points; 0 where they are not given.
+    """
+    options = [f"--{name}={count}" for name, count in counts.items()]
+    done = subprocess.run(
+        [sys.executable, __file__, root, str(scratch), *options], stdout=subprocess.PIPE, check=True, text=True
+    )
+    outcome: dict[str, Any] = json.loads(done.stdout)
+    return outcome
+
+
+@contextlib.contextmanager
+def memory(otherwise: Path) -> Iterator[Path]:
+    """A directory in memory where there is one: a kill loses nothing that was written, on whatever disk it lies."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield otherwise
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        yield Path(name)
 
 
 def main() -> None:

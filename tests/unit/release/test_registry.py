@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
 import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,7 @@ from pipeline.release.registry import OPTION, Line, Moved, myself, open_registry
 from pipeline.release.state import CANDIDATE, AliasState
 from pipeline.release.trail import KEY_VARIABLE, Trail
 from pipeline.release.verify import verify
-from tests.unit.release import lines
-
-REPOSITORY = Path(__file__).parents[3]
+from tests.unit.release import interleavings, lines
 
 
 @pytest.fixture
@@ -495,29 +490,10 @@ class TestObjectStore:
         assert (line.state().versions, line.trail.numbers()) == (1, [1])
 
 
-def disturb(root: Path, scratch: Path, **counts: int) -> dict[str, Any]:
-    """See `interleavings`; asserts that nothing was found wrong."""
-    options = [f"--{name}={count}" for name, count in counts.items()]
-    command = [sys.executable, str(Path(__file__).parent / "interleavings.py"), str(root), str(scratch), *options]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
-    assert done.returncode == 0, done.stderr
-    outcome: dict[str, Any] = json.loads(done.stdout)
+def test_processes_at_once_that_are_killed(tmp_path: Path) -> None:
+    with interleavings.memory(tmp_path) as memory:
+        outcome = interleavings.run(f"{memory}/registries", memory / "scratch", interleavings=60, races=5, stride=97)
     assert outcome["wrong"] == []
-    return outcome
-
-
-@pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Path]:
-    """A directory in memory, if there is one: a kill loses nothing that was written, on whatever disk it lies."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
-        yield Path(name)
-
-
-def test_processes_at_once_that_are_killed(memory: Path) -> None:
-    outcome = disturb(memory / "registries", memory / "scratch", interleavings=60, races=5, stride=97)
     assert outcome["interleavings"] == 60
     assert sum(outcome["kills"].values()) > 60
     assert all(outcome["points"].values())
