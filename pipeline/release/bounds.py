@@ -32,6 +32,9 @@ from pipeline.evaluation.statistics import lower_tail_mean
 
 FloatArray = NDArray[np.float64]
 
+OWN_THRESHOLD_LEVEL = 2.0
+"""A bound with an `own_threshold` is taken at the level divided by this."""
+
 _SEED = 20505
 _SURE = 0.95
 _ROUNDING = 1e-12
@@ -94,6 +97,10 @@ class TailGap:
     worst. At any t it is no more than the candidate's tail mean, so that the figure errs to the worse side, and for
     equal models it is the gap itself. Taking the candidate's own quantile would choose t by the very sample that is
     judged: a candidate of which about ``fraction`` lies at the low end then passes at up to 2.5 times the level.
+
+    Where the candidate may score far better than the comparator, such a t says little of it. ``threshold`` gives
+    another one: `own_threshold`, chosen by the candidate's sample but the same for all weights. It costs up to
+    `OWN_THRESHOLD_LEVEL` of the level: where t is one of two values, each of them keeps it.
     """
 
     candidate: FloatArray
@@ -101,6 +108,7 @@ class TailGap:
     fraction: float
     low: float
     high: float
+    threshold: float | None = None
 
     @property
     def width(self) -> int:
@@ -123,13 +131,16 @@ class TailGap:
         position = [(cumulated < mass[:, None] - _ROUNDING).sum(axis=1) for mass in masses]
         first, second = (ordered[np.minimum(at, len(ordered) - 1)] for at in position)
         first = np.where(masses[0] > 0, first, self.low)
+        if self.threshold is not None:
+            first = second = np.full_like(total, self.threshold)
         missing, alone = self._shortfalls(seen, np.stack([first, second]))
         candidate = first - (missing + unseen * (first - self.low)) / tail
         # The comparator's own tail mean, with the unseen unit as its best, and without it.
         reached = np.minimum(tail, total)
         comparator, other = (_lowest_sum(ordered, cumulated, mass) for mass in (reached, masses[1]))
         with_unseen = (comparator + (tail - reached) * self.high) / tail - candidate
-        return with_unseen, (other + alone) / masses[1] - second
+        # At a t far from its own quantile the candidate's could lie below the least score.
+        return np.minimum(with_unseen, self.high - self.low), (other + alone) / masses[1] - second
 
     def _cumulated(self, weights: FloatArray, unit: NDArray[np.int64]) -> FloatArray:
         """Weights of the comparator's lowest samples, cumulated ``[r, some]``: all rows hold the tail."""
@@ -147,6 +158,11 @@ class TailGap:
         for scores in self.candidate.T:
             short += np.maximum(distinct - scores[:, None], 0.0) / self.width
         return np.take_along_axis(weights @ short, which.reshape(thresholds.shape).T, axis=1).T
+
+
+def own_threshold(candidate: FloatArray, fraction: float) -> float:
+    """The ``fraction``-quantile of all samples ``[n, seeds]``, for `TailGap.threshold`."""
+    return float(np.quantile(candidate, fraction, method="inverted_cdf"))
 
 
 def _lowest_sum(ordered: FloatArray, cumulated: FloatArray, mass: FloatArray) -> FloatArray:
@@ -211,7 +227,7 @@ def units_for(share: float, confidence: float, resamples: int) -> int:
 
 def drawn_level(confidence: float, resamples: int) -> float:
     """Share of the draws beyond the bound: 1 - confidence, less a margin for their finite number."""
-    return max(_rank(confidence, resamples), 1) / resamples
+    return (max(_rank(confidence, resamples), 1) - 0.5) / resamples
 
 
 def _upper(draws: FloatArray, confidence: float) -> float:
@@ -225,9 +241,15 @@ def _rank(confidence: float, resamples: int) -> int:
 
 
 def _weights(units: int, resamples: int, rows: int) -> Iterator[FloatArray]:
-    """Dirichlet(1, ..., 1) weights ``[up to rows, units + 1]``, in all so many rows as ``resamples``."""
+    """Dirichlet(1, ..., 1) weights ``[up to rows, units + 1]``, in all so many rows as ``resamples``.
+
+    The unseen unit's, which is Beta(1, units), takes evenly spaced quantiles in random order, so that what nobody has
+    seen is bounded without an error of the draws.
+    """
     rng = np.random.default_rng(_SEED)
+    unseen = 1.0 - ((rng.permutation(resamples) + 0.5) / resamples) ** (1.0 / units)
     for start in range(0, resamples, rows):
-        weights = rng.standard_exponential((min(rows, resamples - start), units + 1))
-        weights /= weights.sum(axis=1, keepdims=True)
-        yield weights
+        part = unseen[start : start + rows]
+        seen = rng.standard_exponential((len(part), units))
+        seen *= ((1.0 - part) / seen.sum(axis=1))[:, None]
+        yield np.concatenate([seen, part[:, None]], axis=1)

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from pipeline.evaluation.statistics import FloatArray
-from pipeline.release.bounds import Figure, Ratio, TailGap
+from pipeline.release.bounds import OWN_THRESHOLD_LEVEL, Figure, Ratio, TailGap, own_threshold
 from pipeline.release.evidence import Evidence
 from pipeline.release_config import GateConfig
 
@@ -48,6 +48,8 @@ class Check:
     """What the figure is for such a policy; None takes that of ``alike`` as observed."""
     unseen_share: float
     """Of the units, at the worst value, that a policy without any fault could hide and still hold."""
+    caution: float = 1.0
+    """The opposite's level is divided by this."""
     more: Figure | None = None
     """The limit counts as broken only when the upper bound of this lies below zero, too."""
 
@@ -101,7 +103,8 @@ def _scores(
         fraction = subject.tail_fraction
         gap = TailGap(own, other, fraction, low, high)
         # Of the outputs of two equal models, those of an unseen unit take the place of the best of the tail.
-        to_lose = (float(np.quantile(other, fraction, method="inverted_cdf")) - low) / fraction
+        threshold = own_threshold(other, fraction)
+        to_lose = (threshold - low) / fraction
         found.append(
             Check(
                 of=of,
@@ -112,7 +115,8 @@ def _scores(
                 limit=policy.tail_drop,
                 sign=-1.0,
                 figure=gap,
-                opposite=TailGap(other, own, fraction, low, high),
+                opposite=TailGap(other, own, fraction, low, high, threshold),
+                caution=OWN_THRESHOLD_LEVEL,
                 alike=gap,
                 alike_value=0.0,
                 unseen_share=policy.tail_drop / to_lose if to_lose > policy.tail_drop else 1.0,

@@ -90,7 +90,7 @@ class Decision:
     """The same for groups of held-out pairs."""
     confidence: float
     incumbent_confidence: float
-    """Of each bound that what is in production is judged by."""
+    """Of each bound that what is in production is judged by (of the tail's, more)."""
     prompts: int
     seeds: int
     groups: int
@@ -170,8 +170,7 @@ def decide(
     of_incumbent = [_condition(check, drawn, policy, shared, None) for check in in_production]
     violates = any(condition.violated for condition in of_incumbent)
     promoted = all(condition.holds for condition in of_candidate)
-    by_unit = {unit: [prospects[id(check)] for check in checks if check.unit == unit] for unit in ("prompts", "groups")}
-    power, prompts_needed, groups_needed = _together(by_unit["prompts"], by_unit["groups"], policy.min_power)
+    power, prompts_needed, groups_needed = _together(checks, prospects, policy)
     return Decision(
         outcome="promote" if promoted else "roll_back" if violates else "hold",
         conditions=(*of_candidate, *of_incumbent),
@@ -223,9 +222,9 @@ def _condition(
 ) -> Condition:
     """``violating``: the confidence of the opposite bound, which is told of what has no prospect."""
     upper = drawn[check.figure].upper(policy.confidence)
-    lower = -drawn[check.opposite].upper(violating)
+    lower = -drawn[check.opposite].upper(1.0 - (1.0 - violating) / check.caution)
     more = check.more is None or drawn[check.more].upper(violating) < -_ROUNDING
-    least = units_for(check.unseen_share, policy.confidence, policy.resamples)
+    least = _least(check, policy)
     needed = None if prospect is None else units_needed([prospect], policy.min_power)
     return Condition(
         of=check.of,
@@ -248,17 +247,26 @@ def _told(check: Check, value: float) -> float:
     return check.sign * value + 0.0  # a plain zero, not the negative one
 
 
-def _together(prompts: list[Prospect], groups: list[Prospect], asked: float) -> tuple[float, int | None, int | None]:
+def _least(check: Check, policy: GateConfig) -> int:
+    return units_for(check.unseen_share, policy.confidence, policy.resamples)
+
+
+def _together(
+    checks: list[Check], prospects: dict[int, Prospect], policy: GateConfig
+) -> tuple[float, int | None, int | None]:
     """Chance of all limits, and fewest prompts and groups for the chance that is asked for.
 
     The two kinds of units count as independent. What one leaves of the chance is asked of the other; when neither
     leaves enough, both are asked for its square root.
     """
-    chances = [chance(side, side[0].units) if side else 1.0 for side in (prompts, groups)]
-    needed = [
-        units_needed(side, min(asked / other if other > math.sqrt(asked) else math.sqrt(asked), 0.999)) if side else 0
-        for side, other in ((prompts, chances[1]), (groups, chances[0]))
-    ]
+    asked, root = policy.min_power, math.sqrt(policy.min_power)
+    sides = [[check for check in checks if check.unit == unit] for unit in ("prompts", "groups")]
+    of_side = [[prospects[id(check)] for check in side] for side in sides]
+    chances = [chance(some, some[0].units) if some else 1.0 for some in of_side]
+    needed: list[int | None] = []
+    for side, some, other in zip(sides, of_side, reversed(chances), strict=True):
+        enough = units_needed(some, min(asked / other if other > root else root, 0.999))
+        needed.append(None if enough is None else max([enough, *(_least(check, policy) for check in side)]))
     return chances[0] * chances[1], needed[0], needed[1]
 
 

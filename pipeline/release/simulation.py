@@ -9,7 +9,7 @@ no mistake either. ``python -m pipeline.release.simulation`` prints the table.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -194,14 +194,14 @@ def _tied(rng: np.random.Generator) -> dict[str, FloatArray]:
 
 def _heavy(rng: np.random.Generator) -> dict[str, FloatArray]:
     """Student's t with 1.5 degrees of freedom, within the range."""
-    mood = 0.4 + 0.15 * rng.standard_t(1.5, (_UNITS, 1))
-    own, other = (mood + shift + 0.15 * rng.standard_t(1.5, (_UNITS, _SEEDS)) for shift in (-0.15, 0.0))
+    mood = 0.5 + 0.05 * rng.standard_t(1.5, (_UNITS, 1))
+    own, other = (mood + shift + 0.05 * rng.standard_t(1.5, (_UNITS, _SEEDS)) for shift in (-0.25, 0.0))
     return {"scores": np.clip(own, *_ENDS), "reference_scores": np.clip(other, *_ENDS)}
 
 
 def _rare(rng: np.random.Generator) -> dict[str, FloatArray]:
     """The same scores, but for 6% of the prompts, where every output of the candidate is as bad as can be."""
-    other = np.clip(rng.normal(0.6, 0.1, (_UNITS, _SEEDS)), *_ENDS)
+    other = np.clip(rng.normal(1.0, 0.1, (_UNITS, _SEEDS)), *_ENDS)
     return {"scores": np.where(rng.random((_UNITS, 1)) < 0.06, -1.0, other), "reference_scores": other}
 
 
@@ -290,13 +290,14 @@ def table(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table; ``arguments`` are the command line's."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.release.simulation", description=__doc__)
     parser.add_argument("--evaluations", type=int, default=1000, help="simulated a scenario and size")
     parser.add_argument("--resamples", type=int, default=2000, help="weighted resamples behind every interval")
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     print(table([]), flush=True)
     for scenario in scenarios(options.resamples, options.confidence):
         for units in options.sizes:
