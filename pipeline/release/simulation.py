@@ -166,6 +166,7 @@ def scenarios(resamples: int = 2000, confidence: float = 0.95) -> list[Scenario]
         scenario("tail, heavy tails", ["tail_drop"], **heavy),
         scenario("tail, rare catastrophes", ["tail_drop"], **rare),
         scenario("tail, all at the low end", ["tail_drop"], **_low_end(rng)),
+        scenario("tail, both at the low end", ["tail_drop"], **_both_low(np.random.default_rng(7))),
         scenario("incidents, ties", ["max_incidents"], **tied),
         scenario("incidents, rare catastrophes", ["max_incidents"], **rare),
         scenario("drift, heavy tails", ["max_drift"], drift=drift),
@@ -208,9 +209,23 @@ def _rare(rng: np.random.Generator) -> dict[str, FloatArray]:
 def _low_end(rng: np.random.Generator) -> dict[str, FloatArray]:
     """About the tail's share of the candidate's prompts lies at the low end, independent of the reference's low scores:
     the worst case that a search has found for the gap of two weighted tail means."""
-    kind = rng.choice(4, size=(_UNITS, 1), p=[0.0821, 0.4216, 0.4766, 0.0197])
-    own, other = np.array([-1.0, 0.208, 0.046, -1.0]), np.array([0.032, -0.152, -0.483, -0.51])
-    return {"scores": np.repeat(own[kind], _SEEDS, 1), "reference_scores": np.repeat(other[kind], _SEEDS, 1)}
+    kinds = (-1.0, 0.208, 0.046, -1.0), (0.032, -0.152, -0.483, -0.51)
+    return _of_kinds(rng, (0.0821, 0.4216, 0.4766, 0.0197), *kinds)
+
+
+def _both_low(rng: np.random.Generator) -> dict[str, FloatArray]:
+    """Both models have a tail at the low end, in part on the same prompts: the worst case that a search has found for
+    the figure of the gate."""
+    kinds = (-1.0, -1.0, 0.509, -0.524), (-1.0, 1.0, -0.578, 0.3)
+    return _of_kinds(rng, (0.0635, 0.0389, 0.6711, 0.2265), *kinds)
+
+
+def _of_kinds(
+    rng: np.random.Generator, shares: Sequence[float], own: Sequence[float], other: Sequence[float]
+) -> dict[str, FloatArray]:
+    """Prompts of a few kinds, the same score with every seed."""
+    kind = np.repeat(rng.choice(len(shares), size=(_UNITS, 1), p=shares), _SEEDS, axis=1)
+    return {"scores": np.array(own)[kind], "reference_scores": np.array(other)[kind]}
 
 
 def _repeats(rng: np.random.Generator) -> dict[str, FloatArray]:

@@ -25,7 +25,7 @@ def check(row: Row) -> None:
     ],
 )
 def test_few_evaluations(name: str, least: float) -> None:
-    row = simulate(SCENARIOS[name], 80, 60)
+    row = simulate(SCENARIOS[name], 80, 24)
     check(row)
     assert row.power >= least, row
 
