@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from conftest import FinishedRun
 
 from pipeline.data.tables import read_table
 from pipeline.records import PromptTokens, SampleRow
-from pipeline.release.registry import open_registry
 
 TEXTS = {"good": "A bright and clever film.", "bad": "A dull and awful film.", "so": "A film."}
 
@@ -75,32 +73,17 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
         assert said in told
 
 
-@pytest.fixture(scope="module")
-def registry(finished_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A line of its own that begins with the run's reference and has its policy in production."""
-    root = tmp_path_factory.mktemp("registry")
-    [reference] = finished_run.storage.glob("artifacts/sft/*/model")
-    [policy] = finished_run.storage.glob("artifacts/align/*/model")
-    [tokens] = finished_run.storage.glob("artifacts/tokens/*")
-    line = open_registry(str(root)).begin("c0ffee" * 2, reference, "the reference of a test", {})
-    version = tmp_path_factory.mktemp("version") / "model"
-    shutil.copytree(policy, version)
-    shutil.copyfile(tokens / "prompts-test.parquet", version / "prompts.parquet")
-    line.register(version, {}, why="a test")
-    line.promote("production", 1, expected=0, why="a test")
-    return root
-
-
-def test_a_version_against_its_reference(finished_run: FinishedRun, registry: Path, tmp_path: Path) -> None:
+def test_a_version_against_its_reference(finished_run: FinishedRun, tmp_path: Path) -> None:
+    registry = finished_run.storage / "registry"
     common = ("--recipe", str(finished_run.recipe), "--registry.root", str(registry))
-    arguments = ("reference", "production", *common, "--storage", str(tmp_path / "runs"))
+    arguments = ("reference", "candidate", *common, "--storage", str(tmp_path / "runs"))
     code, planned = compare(*arguments, "--dry-run")
     assert code == 0, planned
     assert "sample A: to do" in planned
     assert not (tmp_path / "runs").exists()
     code, said = compare(*arguments)
     assert code == 0, said
-    assert "B: version 1 (production)" in said
+    assert "B: version 1 (candidate" in said
     assert "started Ray" in said
     found = result(said)
     assert found["drift"]["between"]["a"]["mean"]["value"] > 0

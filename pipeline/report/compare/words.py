@@ -19,9 +19,12 @@ def headline(content: Mapping[str, Any], tr: Translate = english) -> str:
         if good and bad:
             good = tr("{good}, but {bad}").format(good=good, bad=bad)
         if good:
-            return tr("B should not take A's place: it has {good}, but its text shows signs of decay.").format(good=good)
+            return tr("B should not take A's place: it has {good}, but its text shows signs of decay.").format(
+                good=good
+            )
         if bad:
-            return tr("B should not take A's place: it has {bad}, and its text shows signs of decay.").format(bad=bad)
+            also = tr("B should not take A's place: it has {bad}, and its text shows signs of decay.")
+            return also.format(bad=bad)
         return tr("B should not take A's place: its text shows signs of decay.")
     if verdict["worse"]:
         if good:
