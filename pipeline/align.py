@@ -138,6 +138,7 @@ class AlignmentRun:
                 lambda context: stages.prepare_data(run, context),
                 options=pick(run.data, DATA_READING),
                 contents={"data": self._data_digest},
+                local=True,
             ),
             Stage(
                 "tokens",
@@ -146,6 +147,7 @@ class AlignmentRun:
                 options=pick(run.data, DATA_TOKENS),
                 inputs=("data", *base),
                 contents=self._model_contents,
+                local=True,
             ),
             Stage(
                 "reference",
@@ -204,9 +206,11 @@ class AlignmentRun:
         ]
         if run.model.path == BUILD_GPT_NEOX:
             options = run.model.build.model_dump(mode="json")
-            graph.append(Stage("base", 1, lambda context: stages.build_base(run, context), options, inputs=("data",)))
+            graph.append(
+                Stage("base", 1, lambda context: stages.build_base(run, context), options, inputs=("data",), local=True)
+            )
         elif self._base.stage is not None:
-            graph.append(Stage("base", 1, stages.convert_base, contents={"model": self._source.digest}))
+            graph.append(Stage("base", 1, stages.convert_base, contents={"model": self._source.digest}, local=True))
         if run.sft.enabled:
             graph.append(
                 Stage(
@@ -223,7 +227,8 @@ class AlignmentRun:
     def _report_stage(self, graph: Sequence[Stage]) -> Stage:
         described = self.run.model_dump(mode="json", exclude={"cluster", "checkpoint", "wandb", "sweep"})
         of_report = {"recipe": self.recipe, "run": described}
-        return Stage("report", 2, self._report, options=of_report, inputs=tuple(stage.name for stage in graph))
+        names = tuple(stage.name for stage in graph)
+        return Stage("report", 2, self._report, options=of_report, inputs=names, local=True)
 
     def _release_parts(self, planned: Mapping[str, PlannedStage]) -> ReleaseParts:
         run = self.run

@@ -62,6 +62,8 @@ class Stage:
     """Looks at what the artefact points to outside the store, before one of ``read_by`` reads it; raises
     `ArtifactError` when the stage has to run again."""
     read_by: tuple[str, ...] = ()
+    local: bool = False
+    """It computes in the process of the job itself, and needs no cluster."""
 
 
 @dataclass(frozen=True)

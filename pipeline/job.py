@@ -97,12 +97,12 @@ def opened(request: JobRequest, storage: Path, job: str, title: str) -> Iterator
 
 
 def execute_run(run: AlignmentRun, store: Store, console: Console) -> dict[str, Artifact]:
-    """Run what is missing of a run; Ray is started, or joined, only when something is."""
+    """Run what is missing of a run; Ray is started, or joined, only for what needs it."""
     from pipeline.graph import execute
 
     have = begin_run(run, store, console)
-    if len(have) == len(run.planned):
-        return have
+    if all(item.stage.local for name, item in run.planned.items() if name not in have):
+        return execute(run.planned, store, console, have)
     with joined(run, console):
         return execute(run.planned, store, console, have)
 
@@ -132,12 +132,14 @@ def begin_run(run: AlignmentRun, store: Store, console: Console) -> dict[str, Ar
 def joined(run: AlignmentRun, console: Console) -> Iterator[None]:
     """Ray, for what is left of a run."""
     from pipeline.cluster import check_visible, connected
+    from pipeline.models.load import import_transformers
     from pipeline.places import Place
 
     caches = Place(run.run.reference.root) if run.run.reference.root is not None else None
     # A training under way may have lost nodes, and goes on with fewer workers; a cluster that grows is asked for all.
     fixed = not run.run.cluster.autoscaling
     least = run.run.cluster.min_workers if fixed and run.under_way() else None
+    import_transformers()
     with connected(run.run.cluster, run.storage, run.run.reference.threads, least) as described:
         console.line(described)
         if caches is not None and caches.is_local:

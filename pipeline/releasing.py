@@ -94,7 +94,7 @@ class ReleaseStages:
         elif incumbent is not None:
             graph += self._evaluation_of_incumbent(incumbent.id)
             judged = ("evaluate", "evaluate_incumbent")
-        graph.append(Stage("gate", 1, self._judge, options=gate, inputs=judged, contents=contents))
+        graph.append(Stage("gate", 1, self._judge, options=gate, inputs=judged, contents=contents, local=True))
         graph.append(
             Stage(
                 "register",
@@ -106,6 +106,7 @@ class ReleaseStages:
                     dict.fromkeys(("data", "tokens", "align", "evaluate", "gate", *self._parts.reference_inputs))
                 ),
                 check=self._check_registered,
+                local=True,
             )
         )
         return graph

@@ -15,6 +15,12 @@ from pipeline.models.source import TOKENIZER_FILES
 from pipeline.risk.head import Head
 
 
+def import_transformers() -> None:
+    """Before stages run side by side: transformers looks for its parts when they are first asked for, and fails when
+    two threads do that at once."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+
 def torch_dtype(name: str) -> torch.dtype:
     """``float32`` or ``bfloat16`` (``auto`` was decided when the run was planned)."""
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

@@ -19,8 +19,9 @@ class CardInputs:
 
     ``evaluation`` (evaluation.json), ``verdict`` (its verdict with the sentences in the card's language),
     ``gate_words`` (headline and sentences of the gate's decision in that language) and ``explanation``
-    (`pipeline.release.explain`) are None for the reference, which is what others are compared with. ``unseen_share`` is the share of prompts that
-    could show a fault that no prompt of the evaluation showed. ``notes`` are sentences about the model.
+    (`pipeline.release.explain`) are None for the reference, which is what others are compared with.
+    ``unseen_share`` is the share of prompts that could show a fault that no prompt of the evaluation showed.
+    ``notes`` are sentences about the model.
     """
 
     name: str
