@@ -39,15 +39,27 @@ def show(settings: Sequence[Setting], choice: Choice, tolerance: Tolerance, cons
             "and report from test"
         )
     else:
-        console.print(f"Report it from the test split, by which nothing was chosen:\n  {command(best)}", soft_wrap=True)
+        following = command(best, len(settings), tolerance)
+        console.print(f"Report it from the test split, by which nothing was chosen:\n  {following}", soft_wrap=True)
 
 
-def command(setting: Setting) -> str:
-    """The job that judges the first run of a setting by the test split; its policy is not trained again."""
+def command(setting: Setting, among: int, tolerance: Tolerance) -> str:
+    """The job that judges the first run of a setting by the test split, and brings it before the gate; its policy is
+    not trained again, and its card says why it was chosen.
+
+    Args:
+        among: how many settings there were to choose from.
+    """
     run = setting.runs[0]
     storage = "" if run.storage is None else f" --storage {shlex.quote(str(run.storage))}"
     recipe = shlex.quote(str(run.recipe.absolute()))
-    return f"python jobs/align.py --recipe {recipe}{storage} --evaluation.split test"
+    given = tolerance.model_dump(exclude_defaults=True)
+    limits = ", ".join(f"{name} {value}" for name, value in given.items())
+    reason = f"the best of {among} settings by the {run.split} split" + (f" under {limits}" if limits else "")
+    return (
+        f"python jobs/align.py --recipe {recipe}{storage} --evaluation.split test --registry.enabled true "
+        f"--risk.reason {shlex.quote(reason)}"
+    )
 
 
 def as_json(settings: Sequence[Setting], choice: Choice, tolerance: Tolerance) -> dict[str, Any]:

@@ -77,7 +77,9 @@ def sweep_json(
         "chosen": choice.best,
         "runner_up": choice.runner_up,
         "nearest": list(nearest(judged.settings, choice, config.tolerance)),
-        "chosen_command": None if choice.best is None else command(judged.settings[choice.best]),
+        "chosen_command": None
+        if choice.best is None
+        else command(judged.settings[choice.best], len(judged.settings), config.tolerance),
         "test": [] if tested is None else _tests(judged, tested, config.tolerance, None if language == "en" else tr),
         "trials": [_trial(one) for one in ran],
         "risk_cost": _risk_cost(judged, config.tolerance, facts),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -306,13 +307,17 @@ class TestShown:
 
     def test_the_choice_and_what_to_run_next(self) -> None:
         there = settings(run("0.5", mean=0.2, tail_gain=-0.1), run("0.9", mean=0.1))
-        text = self.shown(there, Tolerance(tail_drop=0.05, cost_per_incident=2))
+        tolerance = Tolerance(tail_drop=0.05, cost_per_incident=2)
+        text = self.shown(there, tolerance)
         assert "Chosen: 0.9-0" in text
         assert "not 0.5-0: worst outputs 0.1 below the reference's (tail_drop), at most 0.05" in text
-        assert command(there[1]) in text
+        following = command(there[1], 2, tolerance)
+        assert following in text
         here = Path().absolute()
         expected = f"--recipe {here}/reports/0.9-0/run.yaml --storage {here} --evaluation.split test"
-        assert command(there[1]) == f"python jobs/align.py {expected}"
+        assert following.startswith(f"python jobs/align.py {expected} --registry.enabled true --risk.reason")
+        reason = "the best of 2 settings by the validation split under tail_drop 0.05, cost_per_incident 2.0"
+        assert shlex.split(following)[-1] == reason
 
     def test_nothing_is_chosen(self) -> None:
         text = self.shown(settings(run(tail_gain=-0.1)), Tolerance(tail_drop=0))
