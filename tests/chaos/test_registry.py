@@ -32,7 +32,7 @@ def print_table(outcome: dict, operations: tuple[str, ...]) -> None:
     print(
         f"\nkilled {sum(places.values())} times, {outcome['kills'].get('at a random time', 0)} of them at a random time"
     )
-    print("before or at".ljust(22) + "".join(row.rjust(10) for row in rows))
+    print("before".ljust(22) + "".join(row.rjust(10) for row in rows))
     for operation in operations:
         counts = [places[row, operation] for row in rows]
         if any(counts):
@@ -51,7 +51,7 @@ def test_a_thousand_interleavings(tmp_path: Path) -> None:
     print_table(outcome, tuple(sorted(killing.SYSTEM_CALLS)))
     assert outcome["wrong"] == []
     assert outcome["interleavings"] == 1000
-    assert sum(outcome["kills"].values()) > 1000
+    assert sum(outcome["kills"].values()) > 800
     assert all(outcome["did"][f"{name} refused"] for name in ("promote", "decide", "remove"))
 
 

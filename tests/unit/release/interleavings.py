@@ -234,7 +234,7 @@ class Driver:
             return Fate()
         if kind < 0.5:
             return Fate(after_s=rng.random() * (3.0 if self.remote else 0.06))
-        return Fate(point=rng.randrange(150 if self.remote else 400))
+        return Fate(point=rng.randrange(80 if self.remote else 200))
 
     def race(self, seed: int) -> None:
         """A roll-back and a promotion at the same moment."""

@@ -492,7 +492,7 @@ class TestObjectStore:
 
 def test_processes_at_once_that_are_killed(tmp_path: Path) -> None:
     with interleavings.memory(tmp_path) as memory:
-        outcome = interleavings.run(f"{memory}/registries", memory / "scratch", interleavings=60, races=5, stride=97)
+        outcome = interleavings.run(f"{memory}/registries", memory / "scratch", interleavings=60, races=5, stride=17)
     assert outcome["wrong"] == []
     assert outcome["interleavings"] == 60
     assert sum(outcome["kills"].values()) > 60
