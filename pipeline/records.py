@@ -12,8 +12,11 @@ by ``row_id``, never by position. An artefact's files, by stage:
 ``reference``  cache.json, the key of the cache in reference.root (its files: pipeline.reference.layout)
 ``align``      model/ (Hugging Face directory), metrics.jsonl, training.json
 ``sample_*``   samples.parquet of `SampleRow`
-``evaluate``   samples.parquet of `ScoredSample`, pairs.parquet of `PairScores`, evaluation.json
+``evaluate*``  samples.parquet of `ScoredSample`, pairs.parquet of `PairScores`, evaluation.json
+``gate``       gate.json (`pipeline.release.gate.Decision`)
+``register``   release.json: version, audit record, where production went
 ``report``     report.html, summary.json
+``compare_*``  of jobs/compare.py: samples.parquet of `SampleRow`; A.parquet, B.parquet of `ScoredSample`
 """
 
 from __future__ import annotations

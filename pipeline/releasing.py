@@ -203,7 +203,8 @@ class ReleaseStages:
             "when": released.record.when,
         }
         write_json(context.out_dir / "release.json", result)
-        mirrored = mirror(run.wandb, self._parts.storage / "wandb", line, released.manifest, result)
+        storage = self._parts.storage
+        mirrored = mirror(run.wandb, storage / "wandb", line, released.manifest, result, storage / COPIES)
         if mirrored is not None:
             context.say(mirrored)
         context.info["note"] = release_line(result)
