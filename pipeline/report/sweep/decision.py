@@ -125,7 +125,7 @@ def _chosen(sweep: Row, tr: Translate) -> Decision:
         [_tolerance_text(sweep, tr), _why(sweep, kept, tr)],
         _lead(sweep, test, tr),
         [
-            sentence(one)
+            sentence(one, tr)
             for one in (
                 *_figures_in_words(sweep, figures, test is not None, tr),
                 *_verdicts(best, test, tr),

@@ -88,7 +88,7 @@ def compared(sweep: Row, tr: Translate) -> Compared | None:
     for (role, index), test in zip(picked, tests, strict=True):
         if index is None:
             continue
-        groups.append((sentence(role_name(role, tr)), [split] if test is None else [split, test_split]))
+        groups.append((sentence(role_name(role, tr), tr), [split] if test is None else [split, test_split]))
         columns += [sweep["settings"][index]["figures"], *([] if test is None else [test["figures"]])]
     rows = [
         (

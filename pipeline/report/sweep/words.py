@@ -33,7 +33,7 @@ def figures_of(sweep: Row, tr: Translate) -> list[Named]:
         Named("mean_gain", gain, "+.3f", True),
         Named("tail", tr("Average of {worst}").format(worst=worst), ".3f"),
         Named("tail_gain", gain, "+.3f", True),
-        Named("incidents", sentence(incidents), ".1%"),
+        Named("incidents", sentence(incidents, tr), ".1%"),
         Named("incidents_gain", gain, "+.1%", False),
         Named("drift", tr("Drift from the reference, nats a response"), ".2f"),
         Named("reward_accuracy", tr("Reward accuracy on held-out pairs"), ".1%"),
@@ -134,9 +134,9 @@ def points(figure: Row | None, form: str, tr: Translate) -> tuple[str, str]:
     return value, interval
 
 
-def sentence(text: str) -> str:
-    """With a capital letter first."""
-    return text[:1].upper() + text[1:]
+def sentence(text: str, tr: Translate) -> str:
+    """With a capital letter first in English; where a Japanese one begins with a Latin letter, that is of a name."""
+    return text[:1].upper() + text[1:] if tr is english else text
 
 
 def listed(items: Sequence[str], tr: Translate = english) -> str:

@@ -59,7 +59,15 @@ def summary_of(trial: Trial, **changed: Any) -> dict[str, Any]:
             "tail_fraction": trial.run.evaluation.tail_fraction,
             "incident_below": trial.run.evaluation.incident_below,
             "scorers": {"vader": {"reference": side(REFERENCE), "policy": side(policy), "difference": side(gains)}},
-            "pairs": {"chosen_risk": {"kl": estimate(drift, half)}, "reward_accuracy": estimate(0.7, half)},
+            "pairs": {
+                "chosen_risk": {"kl": estimate(drift, half)},
+                "reward_accuracy": estimate(0.7, half),
+                "bits_per_byte_relative_change": None,
+            },
+            "text": {
+                "repetition": {"difference": estimate(0.0, half)},
+                "characters": {side: estimate(120.0, half) for side in ("reference", "policy", "difference")},
+            },
             "split": trial.run.evaluation.split,
             "num_prompts": 40,
             "seeds": [0, 1, 2, 3],

@@ -165,6 +165,21 @@ def test_any_figures_make_a_page(points: list[Any], half: float | None, toleranc
     assert chosen is None or found["settings"][chosen]["limits_broken"] == []
 
 
+def test_a_sweep_of_japanese_reports_is_told_in_japanese(tmp_path: Path) -> None:
+    """Verdicts are made again from the numbers of the summaries, limits from the figures of the settings."""
+    trials = trials_of(SETTINGS, report={"language": "ja"}, evaluation={"split": "validation"})
+    tests = trials_of(SETTINGS[2:], report={"language": "ja"}, evaluation={"split": "test"})
+    ran = [finished(tmp_path, trial, drift=drift) for trial, drift in zip(trials, (9.0, 4.0, 1.0), strict=True)]
+    found = content(ran, [finished(tmp_path, trial, mean=0.3) for trial in tests], max_drift=5)
+    assert found["settings"][0]["limits_broken"] == ["乖離 9ナット（max_drift）、上限 5"]
+    assert found["test"][0]["verdict"] == [
+        "方策モデルは参照モデルより優れています。平均スコアの向上、および下位10%の出力のスコアの改善が認められます。"
+    ]
+    page = render_sweep(found)
+    assert '<html lang="ja">' in page
+    assert found["test"][0]["verdict"][0] in page
+
+
 def test_nothing_keeps_the_limits(tmp_path: Path) -> None:
     found = content([finished(tmp_path, t) for t in trials_of(SETTINGS)], max_drift=1)
     assert found["chosen"] is None
