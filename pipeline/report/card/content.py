@@ -119,7 +119,7 @@ def _method(inputs: CardInputs, tr: Translate) -> list[Block]:
     ]
     if str(loss["method"]).startswith("ra_dpo"):
         if info := MEASURES.get(risk["measure"]):
-            blocks.append(f"{risk['measure']}: {tr(info.text)}.")
+            blocks.append(tr("{measure}: {meaning}.").format(measure=risk["measure"], meaning=tr(info.text)))
         blocks.append(
             tr("Why this measure and level: {reason}").format(reason=risk["reason"])
             if risk["reason"]
@@ -198,7 +198,7 @@ def _limits(inputs: CardInputs, tr: Translate) -> list[str]:
     if evaluation := inputs.evaluation:
         found += [
             tr("It was judged by automatic scores ({scorers}), which are a rough judge: read its outputs.").format(
-                scorers=", ".join(evaluation["scorers"])
+                scorers=tr(", ").join(evaluation["scorers"])
             ),
             tr(
                 "With {prompts} prompts a fault that shows in up to {share} of them may have been missed (95% bound)."

@@ -25,6 +25,7 @@ from pipeline.config import BUILD_GPT_NEOX, SMOLLM2, RunConfig
 from pipeline.data import checks, encode, tokenise
 from pipeline.evaluation.scorers import SHIPPED
 from pipeline.evaluation.verdict import verdict_of
+from pipeline.report.card import CardInputs, card_html
 from pipeline.report.drawing import STYLE, to_svg
 from pipeline.report.inputs import ReportInputs
 from pipeline.report.language import CATALOGUES, english, sense, translator
@@ -166,6 +167,29 @@ def test_a_report_of_nothing_but_the_evaluation_is_japanese(inputs: ReportInputs
     page = Shown(render(japanese(ReportInputs("r", {}, inputs.evaluation, [], []))))
     assert page.english() == []
     assert "学習の記録はありません。" in "".join(page.words)
+
+
+def test_a_card_is_japanese_throughout(inputs: ReportInputs) -> None:
+    told = japanese(inputs)
+    made = {"model": "m", "recipe": "r", "reference": "0f", "data": "da", "config": "c0", "code": "c1"}
+    tokens = [{"text": " bad", "count": 4, "risk": 2.0, "share": 0.25, "mean": 0.5, "mean_elsewhere": None}]
+    card = CardInputs(
+        "reviews",
+        inputs.config,
+        {**made, "stages": {"align": "a1"}, "libraries": {"torch": "2.13.0"}},
+        language="ja",
+        evaluation=inputs.evaluation,
+        verdict=told.verdict,
+        unseen_share=0.2,
+        explanation={"num_worst": 3, "tokens": tokens},
+        data_stats=inputs.data_stats,
+        token_stats=inputs.token_stats,
+        notes=notes(run_of(SMOLLM2)),
+    )
+    for one in (card, replace(card, evaluation=None, verdict=None, explanation=None)):
+        page = Shown(card_html(one))
+        assert page.language == "ja"
+        assert page.english() == []
 
 
 @pytest.mark.filterwarnings("error")
