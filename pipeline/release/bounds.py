@@ -94,9 +94,10 @@ class TailGap:
     A tail mean is the largest t - E[(t - score)+] / fraction over all t, reached at the ``fraction``-quantile
     (Rockafellar and Uryasev, "Optimization of conditional value-at-risk", 2000). With weights, the comparator's is just
     that. The candidate's is taken at a t that the *comparator's* scores give: its quantile if the unseen unit were its
-    worst. At any t it is no more than the candidate's tail mean, so that the figure errs to the worse side, and for
-    equal models it is the gap itself. Taking the candidate's own quantile would choose t by the very sample that is
-    judged: a candidate of which about ``fraction`` lies at the low end then passes at up to 2.5 times the level.
+    worst, once with the weights and once with equal ones, whichever is the less favourable. At any t it is no more than
+    the candidate's tail mean, so that the figure errs to the worse side. Taking the candidate's own quantile would
+    choose t by the very sample that is judged: a candidate of which about ``fraction`` lies at the low end then passes
+    at up to 2.5 times the level (and at 1.3 times where only the comparator's with the weights is taken).
 
     Where the candidate may score far better than the comparator, such a t says little of it. ``threshold`` gives
     another one: `own_threshold`, chosen by the candidate's sample but the same for all weights. It costs up to
@@ -131,16 +132,25 @@ class TailGap:
         position = [(cumulated < mass[:, None] - _ROUNDING).sum(axis=1) for mass in masses]
         first, second = (ordered[np.minimum(at, len(ordered) - 1)] for at in position)
         first = np.where(masses[0] > 0, first, self.low)
+        steady = np.full_like(total, self._steady(ordered))
         if self.threshold is not None:
-            first = second = np.full_like(total, self.threshold)
-        missing, alone = self._shortfalls(seen, np.stack([first, second]))
-        candidate = first - (missing + unseen * (first - self.low)) / tail
+            first = steady = second = np.full_like(total, self.threshold)
+        *missing, alone = self._shortfalls(seen, np.stack([first, steady, second]))
+        candidate = np.minimum(
+            *(t - (short + unseen * (t - self.low)) / tail for t, short in zip((first, steady), missing, strict=True))
+        )
         # The comparator's own tail mean, with the unseen unit as its best, and without it.
         reached = np.minimum(tail, total)
         comparator, other = (_lowest_sum(ordered, cumulated, mass) for mass in (reached, masses[1]))
         with_unseen = (comparator + (tail - reached) * self.high) / tail - candidate
         # At a t far from its own quantile the candidate's could lie below the least score.
         return np.minimum(with_unseen, self.high - self.low), (other + alone) / masses[1] - second
+
+    def _steady(self, ordered: FloatArray) -> float:
+        """The quantile of the comparator's ``ordered`` scores with an unseen worst unit that weighs as much as each."""
+        units = len(self.comparator)
+        level = (self.fraction * (units + 1) - 1) / units
+        return float(np.quantile(ordered, level, method="inverted_cdf")) if level > 0 else self.low
 
     def _cumulated(self, weights: FloatArray, unit: NDArray[np.int64]) -> FloatArray:
         """Weights of the comparator's lowest samples, cumulated ``[r, some]``: all rows hold the tail."""

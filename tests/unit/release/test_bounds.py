@@ -83,9 +83,10 @@ def test_tail_gap_by_its_definition(units: int, seeds: int, fraction: float, lev
     for row, figure, alone in zip(weights, with_unseen, seen_alone, strict=True):
         by_sample = np.append(np.repeat(row[:-1] / seeds, seeds), row[-1])
         low, high = np.append(own, -1.0), np.append(other, 1.0)
-        t = _quantile(np.append(other, -1.0), by_sample, fraction)
-        short = float(by_sample @ np.maximum(t - low, 0.0)) / fraction
-        assert figure == pytest.approx(min(_tail_mean(high, by_sample, fraction) - (t - short), 2.0), abs=1e-9)
+        equal = np.append(np.full(units * seeds, 1 / seeds), 1.0) / (units + 1)
+        at = [_quantile(np.append(other, -1.0), shares, fraction) for shares in (by_sample, equal)]
+        least = min(t - float(by_sample @ np.maximum(t - low, 0.0)) / fraction for t in at)
+        assert figure == pytest.approx(min(_tail_mean(high, by_sample, fraction) - least, 2.0), abs=1e-9)
         assert figure >= _tail_mean(high, by_sample, fraction) - _tail_mean(low, by_sample, fraction) - 1e-9
         left = by_sample[:-1] / by_sample[:-1].sum()
         gap = _tail_mean(other.ravel(), left, fraction) - _tail_mean(own.ravel(), left, fraction)
