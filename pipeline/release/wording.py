@@ -72,7 +72,7 @@ def _what(one: Mapping[str, Any], decision: Mapping[str, Any], tr: Translate) ->
         )
     else:
         template = {
-            "drift": tr("drift from the reference on held-out responses, in nats"),
+            "drift": tr("drift from the reference (nats a held-out response)"),
             "incidents": tr("share of outputs with a {scorer} score below {threshold}"),
             "repetition": tr("rise of repeated four-word sequences above the reference"),
             "length": tr("mean length as a share of the reference's"),

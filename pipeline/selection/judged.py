@@ -14,7 +14,10 @@ from pipeline.nested import flat
 from pipeline.records import HeldOut
 
 SEED = "train.seed"
-_NO_MATTER = ("cluster.", "checkpoint.", "wandb.", "reference.root", "evaluation.cost_per_incident")
+_NO_MATTER = (
+    *("cluster.", "checkpoint.", "wandb.", "gate.", "registry.", "report."),
+    *("reference.root", "evaluation.cost_per_incident", "risk.reason"),
+)
 """Options of a run that change none of its figures, by how their names begin."""
 
 

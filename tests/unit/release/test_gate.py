@@ -273,7 +273,7 @@ def test_from_files_to_a_sentence(tmp_path: Path) -> None:
     headline, sentences = explain(json.loads(json.dumps(decision.as_dict())))
     assert headline == "Promote: the candidate holds every limit of the policy."
     assert len(sentences) == len(NAMES)
-    assert sentences[2].startswith("Holds: drift from the reference on held-out responses, in nats is 2.00, with 95%")
+    assert sentences[2].startswith("Holds: drift from the reference (nats a held-out response) is 2.00, with 95%")
     assert sentences[6].startswith("Holds: rise of bits per byte of held-out real text is +1.0%, with 95% confidence")
 
 
