@@ -34,6 +34,8 @@ def align(request: JobRequest) -> int:
         console.line(f"verdict: {result['evaluate'].info['note']}")
         if "register" in result:
             console.line(f"release: {result['register'].info['note']}")
+            if run.release is not None and (moved := run.release.moved_since(result["register"])):
+                console.line(f"note: {moved}")
         console.line(f"summary: {directory / 'summary.json'}")
         console.line(f"policy:  {result['align'].path / 'model'}")
         console.line(f"report:  {directory / 'report.html'}")

@@ -100,8 +100,7 @@ class ReleaseStages:
                 "register",
                 1,
                 self._register,
-                options=self.standing.options
-                | {"decisions": run.registry.decisions, "language": run.report.language, "policy": self._policy},
+                options=self.standing.options | {"decisions": run.registry.decisions, "policy": self._policy},
                 inputs=tuple(
                     dict.fromkeys(("data", "tokens", "align", "evaluate", "gate", *self._parts.reference_inputs))
                 ),
@@ -279,11 +278,28 @@ class ReleaseStages:
         described = self._run.model_dump(mode="json", exclude=NOT_THE_POLICY)
         return yaml.safe_dump(described, sort_keys=False, allow_unicode=True, width=100)
 
+    def moved_since(self, artifact: Artifact) -> str | None:
+        """What became of the alias after the release, in a line; None when it is where that left it.
+
+        Args:
+            artifact: of the stage ``register``.
+        """
+        result = read_json(artifact.path / "release.json")
+        left_at = result["incumbent"] if result["after"] is None else result["after"]
+        alias = self._line().alias(str(result["alias"]))
+        if alias.version == left_at:
+            return None
+        return (
+            f"{result['alias']} was moved since: it points to version {alias.version} (audit record {alias.moved_by})"
+        )
+
     def _check_registered(self, artifact: Artifact) -> None:
         """Whether the version is there still; raises when it has to be registered again."""
         result = read_json(artifact.path / "release.json")
         try:
             line = self._line()
+            if result["version"] in line.state().removed:
+                return  # given up on purpose
             if line.versions.require(result["version"], full=False).id != result["id"]:
                 raise RegistryError(f"version {result['version']} in {line.place.root} is another one")
         except PipelineError as error:

@@ -97,6 +97,8 @@ def test_from_promotion_to_roll_back(site: Site) -> None:
 
     assert "production: version 3 -> version 2" in site.job("rollback.py", "--why", "complaints")
     assert "nothing was done" in site.job("rollback.py")
+    again = site.align(*LENIENT, "--loss.beta", "0.3", "--evaluation.num_prompts", "5")
+    assert "note: production was moved since: it points to version 2" in again
     assert "production: version 2 -> version 0 (the reference)" in site.job("rollback.py", "--to", "reference")
 
     rows = list(csv.DictReader(io.StringIO(site.job("registry.py", "export"))))
