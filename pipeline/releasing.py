@@ -33,9 +33,10 @@ from pipeline.records import ScoredSample
 from pipeline.release.evidence import read_evidence
 from pipeline.release.explain import explain as tokens_behind
 from pipeline.release.gate import decide, score_range
+from pipeline.release.line import Fetched, Line
 from pipeline.release.mirror import mirror
 from pipeline.release.register import EVALUATION, EVALUATION_FILES, Verdict, release, version_directory
-from pipeline.release.registry import Fetched, Line, open_registry
+from pipeline.release.registry import open_registry
 from pipeline.release.standing import Standing, standing
 from pipeline.release.wording import explain
 from pipeline.report.card import CardInputs, card_html, card_markdown
@@ -101,9 +102,7 @@ class ReleaseStages:
                 1,
                 self._register,
                 options=self.standing.options | {"decisions": run.registry.decisions, "policy": self._policy},
-                inputs=tuple(
-                    dict.fromkeys(("data", "tokens", "align", "evaluate", "gate", *self._parts.reference_inputs))
-                ),
+                inputs=("data", "tokens", "align", "evaluate", "gate", *self._parts.reference_inputs),
                 check=self._check_registered,
                 local=True,
             )

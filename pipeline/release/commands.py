@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.errors import ArtifactError, RegistryError
-from pipeline.release.registry import Line
+from pipeline.release.line import Line
 from pipeline.release.trail import KEY_VARIABLE
 from pipeline.release.undo import moved_text, record_text
 from pipeline.release.where import Where

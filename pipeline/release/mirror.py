@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import WandbConfig
-from pipeline.release.registry import Line
+from pipeline.release.line import Line
+from pipeline.release.manifest import Manifest
 from pipeline.release.state import CANDIDATE
-from pipeline.release.versions import Manifest
 from pipeline.tracking import start_run, wandb_mode
 
 

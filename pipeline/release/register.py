@@ -11,10 +11,10 @@ from typing import Any
 
 from pipeline.errors import ConflictError
 from pipeline.models.source import model_files
-from pipeline.release.registry import Line
+from pipeline.release.line import Line
+from pipeline.release.manifest import Manifest
 from pipeline.release.standing import Standing, decision_on
 from pipeline.release.trail import Record
-from pipeline.release.versions import Manifest
 
 EVALUATION = "evaluation"
 """The directory in a version that holds what it was judged by."""

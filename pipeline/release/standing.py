@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.release.registry import Line, open_registry
+from pipeline.release.line import Line
+from pipeline.release.manifest import Manifest
+from pipeline.release.registry import open_registry
 from pipeline.release.trail import Record
-from pipeline.release.versions import Manifest
 
 _LOOK_BACK = 200
 """Records among which a decision on the same evaluation is looked for; an older one is made again."""

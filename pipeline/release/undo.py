@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from pipeline.release.registry import Moved
+from pipeline.release.line import Moved
 from pipeline.release.trail import Record
 from pipeline.release.where import Where
 

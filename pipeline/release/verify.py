@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.digests import unseal
 from pipeline.errors import RegistryError
-from pipeline.release.registry import Line
+from pipeline.release.line import Line
 from pipeline.release.state import State, after
 from pipeline.release.trail import FIRST, KEY_VARIABLE, Record, Trail, audit_key, mac_of, number_of, parse
 

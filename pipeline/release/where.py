@@ -9,7 +9,8 @@ from typing import Annotated
 import tyro
 
 from pipeline.errors import ConfigError
-from pipeline.release.registry import Line, Registry, open_registry, root_of
+from pipeline.release.line import Line
+from pipeline.release.registry import Registry, open_registry, root_of
 from pipeline.surroundings import default_storage
 
 

@@ -7,7 +7,8 @@ import fsspec
 import pytest
 
 from pipeline.places import Place
-from pipeline.release.registry import OPTION, Line
+from pipeline.release.line import Line
+from pipeline.release.registry import OPTION
 from tests.unit.release import lines
 
 

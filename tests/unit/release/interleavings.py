@@ -27,8 +27,8 @@ sys.path[:0] = [str(Path(__file__).parents[3])]
 
 from pipeline.errors import ConflictError, PipelineError
 from pipeline.places import Place
-from pipeline.release.registry import Line
-from pipeline.release.versions import describe_files, id_of
+from pipeline.release.line import Line
+from pipeline.release.manifest import describe_files, id_of
 from tests.unit.release import lines
 from tests.unit.release.killing import Fate, Say, collect, run_process
 from tests.unit.release.promises import wrong_with

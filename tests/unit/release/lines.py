@@ -7,7 +7,8 @@ import shutil
 import struct
 from pathlib import Path
 
-from pipeline.release.registry import Line, open_registry
+from pipeline.release.line import Line
+from pipeline.release.registry import open_registry
 
 NAME = "0123456789abcdef"
 ALIAS = "production"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.release.registry import Line
+from pipeline.release.line import Line
 from pipeline.release.state import State, after
 from pipeline.release.trail import Record
 from pipeline.release.verify import verify

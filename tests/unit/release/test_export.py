@@ -5,7 +5,7 @@ import io
 import json
 
 from pipeline.release.export import COLUMNS, as_csv, as_json
-from pipeline.release.registry import Line
+from pipeline.release.line import Line
 from pipeline.release.trail import Record
 from tests.unit.release import lines
 

@@ -9,9 +9,10 @@ import pytest
 
 from pipeline.errors import ConflictError, ModelError, PipelineError, RegistryError
 from pipeline.places import Place
-from pipeline.release.registry import OPTION, Line, Moved, myself, open_registry, root_of
+from pipeline.release.line import Line, Moved, myself
+from pipeline.release.registry import OPTION, open_registry, root_of
 from pipeline.release.state import CANDIDATE, AliasState
-from pipeline.release.trail import KEY_VARIABLE, Trail
+from pipeline.release.trail import KEY_VARIABLE, Propose, Record, Trail
 from pipeline.release.verify import verify
 from tests.unit.release import interleavings, lines
 
@@ -381,3 +382,18 @@ def test_a_refusal_is_one_of_the_pipelines(unmoved: Line) -> None:
         with pytest.raises(PipelineError) as caught:
             unmoved.roll_back(lines.ALIAS, wrong, why="a test")
         assert "\n" not in str(caught.value)
+
+
+def test_a_roll_back_says_what_it_left_when_a_promotion_was_faster(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    append = line.trail.append
+
+    def late(propose: Propose, **said: Any) -> Record | None:
+        """Between the look and the move somebody else moves."""
+        monkeypatch.setattr(line.trail, "append", append)
+        line.promote(lines.ALIAS, 3, expected=2, why="at the same moment")
+        return append(propose, **said)
+
+    monkeypatch.setattr(line.trail, "append", late)
+    moved = line.roll_back(lines.ALIAS, why="complaints")
+    assert (moved.before, moved.after) == (3, 1), "to where it was settled to go, from where it really was"
+    assert line.alias(lines.ALIAS).version == 1

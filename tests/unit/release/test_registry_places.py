@@ -13,7 +13,8 @@ import pytest
 
 from pipeline.errors import ArtifactError, ConflictError, RegistryError
 from pipeline.places import Place
-from pipeline.release.registry import OPTION, Line, Moved, open_registry
+from pipeline.release.line import Line, Moved
+from pipeline.release.registry import OPTION, open_registry
 from pipeline.release.verify import verify
 from tests.unit.release import lines
 

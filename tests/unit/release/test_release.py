@@ -11,9 +11,9 @@ import pytest
 from pipeline.config import WandbConfig
 from pipeline.errors import ConflictError, RegistryError
 from pipeline.release import state
+from pipeline.release.line import Line
 from pipeline.release.mirror import mirror
 from pipeline.release.register import Verdict, release, version_directory
-from pipeline.release.registry import Line
 from pipeline.release.standing import Standing, standing
 from tests.unit.release import lines
 

@@ -9,7 +9,7 @@ import pytest
 from pipeline.digests import seal, unseal
 from pipeline.errors import RegistryError
 from pipeline.places import Place
-from pipeline.release.registry import Line
+from pipeline.release.line import Line
 from pipeline.release.state import Event, State
 from pipeline.release.trail import FIRST, KEY_VARIABLE, Trail, name_of, number_of
 from pipeline.release.verify import verify

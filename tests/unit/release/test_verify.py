@@ -12,7 +12,8 @@ import pytest
 from pipeline.digests import seal, unseal
 from pipeline.errors import RegistryError
 from pipeline.places import Place
-from pipeline.release.registry import Line, open_registry
+from pipeline.release.line import Line
+from pipeline.release.registry import open_registry
 from pipeline.release.trail import FIRST, KEY_VARIABLE, Trail, mac_of, name_of
 from pipeline.release.verify import Verified, verify
 from tests.unit.release import lines

@@ -10,17 +10,17 @@ import pytest
 from pipeline.digests import seal, unseal
 from pipeline.errors import ArtifactError, ModelError, RegistryError
 from pipeline.places import Place
-from pipeline.release.registry import Line
-from pipeline.release.trail import name_of
-from pipeline.release.versions import (
+from pipeline.release.line import Line
+from pipeline.release.manifest import (
     FileEntry,
-    Versions,
     check_model_directory,
     describe_files,
     id_of,
     identity_of,
     parse_manifest,
 )
+from pipeline.release.trail import name_of
+from pipeline.release.versions import Versions
 from tests.unit.release import lines
 
 
@@ -94,14 +94,6 @@ class TestManifest:
         assert (found.provenance, found.who, found.why) == ({"data": "x" * 64}, "me", "a test")
         assert found.bytes == sum(entry.bytes for entry in files.values())
         assert line.versions.numbers() == list(range(6))
-
-    def test_weights_are_compared_without_the_rest(self, local_line: Line, models: Path) -> None:
-        directory = lines.write_model(models / "5", 1)
-        (directory / "config.json").write_text("{}")
-        found = local_line.register(directory, {}, why="another config")
-        assert found.version == 5
-        assert found.weights == local_line.versions.manifest(1).weights
-        assert found.weights != local_line.versions.manifest(2).weights
 
     def test_one_that_is_not_whole(self, line: Line) -> None:
         manifests = line.place.below("versions")

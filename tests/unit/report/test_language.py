@@ -3,7 +3,7 @@
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +16,6 @@ from babel.messages.pofile import read_po
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import make_inputs
 from html_page import VOID
 from sweep_content import EDGES, make_sweep
 
@@ -147,8 +146,8 @@ def japanese(inputs: ReportInputs) -> ReportInputs:
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_report_is_japanese_throughout() -> None:
-    page = Shown(render(japanese(make_inputs(notes=notes(run_of(BUILD_GPT_NEOX))))))
+def test_a_report_is_japanese_throughout(build: Callable[..., ReportInputs]) -> None:
+    page = Shown(render(japanese(build(notes=notes(run_of(BUILD_GPT_NEOX))))))
     assert page.language == "ja"
     assert page.english() == []
     text = "".join(page.words)
