@@ -24,6 +24,7 @@ from pipeline.artifacts import Artifact, Store
 from pipeline.checkpoints.directory import RunDirectory
 from pipeline.checkpoints.location import run_directory
 from pipeline.config import BUILD_GPT_NEOX, MADE_BY_THE_JOB, RunConfig
+from pipeline.errors import ArtifactError
 from pipeline.graph import PlannedStage, Stage, StageContext, plan, up_to
 from pipeline.keys import (
     DATA_READING,
@@ -228,7 +229,17 @@ class AlignmentRun:
         described = self.run.model_dump(mode="json", exclude={"cluster", "checkpoint", "wandb", "sweep"})
         of_report = {"recipe": self.recipe, "run": described}
         names = tuple(stage.name for stage in graph)
-        return Stage("report", 2, self._report, options=of_report, inputs=names, local=True)
+        return Stage("report", 2, self._report, options=of_report, inputs=names, check=self._check_report, local=True)
+
+    def _check_report(self, artifact: Artifact) -> None:
+        """Whether it shows the release that there is: what was registered again has another audit record."""
+        release = read_json(artifact.path / "summary.json")["release"]
+        if release is None:
+            return
+        store = Store(str(self.storage), create=False)
+        made = Path(store.location("register", self.planned["register"].key)) / "release.json"
+        if not made.is_file() or read_json(made)["digest"] != release["digest"]:
+            raise ArtifactError("its policy was registered anew")
 
     def _release_parts(self, planned: Mapping[str, PlannedStage]) -> ReleaseParts:
         run = self.run

@@ -12,7 +12,9 @@ these; when the reference is in production, the run's evaluation says all of it.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,11 @@ from typing import Any
 import yaml
 
 from pipeline import stages
+from pipeline.artifacts import Store
 from pipeline.catalogue import measure_label
 from pipeline.config import RISK_METHODS, RunConfig
 from pipeline.data.tables import read_table, write_json
-from pipeline.digests import digest_json
+from pipeline.digests import digest_file, digest_json
 from pipeline.errors import ArtifactError, PipelineError, RegistryError
 from pipeline.evaluation.statistics import unseen_share_bound
 from pipeline.evaluation.verdict import verdict_of
@@ -34,15 +37,19 @@ from pipeline.release.evidence import read_evidence
 from pipeline.release.explain import explain as tokens_behind
 from pipeline.release.gate import decide, score_range
 from pipeline.release.line import Fetched, Line
+from pipeline.release.manifest import FileEntry, Manifest
 from pipeline.release.mirror import mirror
 from pipeline.release.register import EVALUATION, EVALUATION_FILES, Verdict, release, version_directory
-from pipeline.release.registry import open_registry
+from pipeline.release.registry import OPTION, open_registry
 from pipeline.release.standing import Standing, standing
 from pipeline.release.wording import explain
 from pipeline.report.card import CardInputs, card_html, card_markdown
 from pipeline.report.language import translator
 from pipeline.stages import read_json
 
+_SAMPLES = "samples.parquet"
+_JUDGED = ("data", "tokens", "align", "sample_reference", "evaluate")
+"""Stages of whose results a version is made."""
 COPIES = "versions"
 """Below the storage: copies of versions whose registry is on an object store."""
 NOT_THE_POLICY = {"cluster", "checkpoint", "wandb", "sweep", "gate", "registry", "report"}
@@ -78,31 +85,56 @@ class ReleaseStages:
     def __init__(self, parts: ReleaseParts) -> None:
         self._parts, self._run = parts, parts.run
         self._range = score_range(self._run.evaluation, self._run.gate)
-        self._policy = digest_json({"gate": self._run.gate.model_dump(mode="json"), "range": list(self._range)})
+        ends = [end if math.isfinite(end) else None for end in self._range]
+        self._gate: dict[str, Any] = {"gate": self._run.gate.model_dump(mode="json"), "range": ends}
+        self._policy = digest_json(self._gate)
+        self._act = self._run.registry.decisions == "act"
+        self._store = Store(str(parts.storage), create=False)
+        self._require_known()
         self.standing: Standing = standing(
-            parts.root, parts.line, self._run.registry.alias, parts.planned["evaluate"].key, self._policy
+            parts.root,
+            parts.line,
+            self._run.registry.alias,
+            parts.planned["evaluate"].key,
+            self._policy,
+            act=self._act,
         )
+
+    def _require_known(self) -> None:
+        """Refuse a registry that is not there any more: on an empty mount point a second one would begin, and its
+        production at the reference."""
+        root, line = self._parts.root, self._parts.line
+        if line in open_registry(root).lines():
+            return
+        for key in self._store.list("register"):
+            released = Path(self._store.location("register", key))
+            known = read_json(released / "release.json")
+            if (known["root"], known["line"]) == (root, line):
+                raise RegistryError(
+                    f"the registry at {root} is gone: line {line} was there on {known['when'][:10]} with record "
+                    f"{known['record']} ({known['digest'][:12]}). Mount or restore it, or set {OPTION} to begin "
+                    f"another one; to begin anew in its place, remove {released.parent}"
+                )
 
     def stages(self) -> list[Stage]:
         """From the evaluation of what is in production to the registered version."""
         incumbent, run = self.standing.incumbent, self._run
-        gate: dict[str, Any] = {"gate": run.gate.model_dump(mode="json"), "range": list(self._range)}
         graph: list[Stage] = []
         judged: tuple[str, ...] = ("evaluate",)
         contents: dict[str, str] = {}
-        if incumbent is not None and incumbent.provenance.get("comparable") == self._comparable():
+        if incumbent is not None and self._holds_evaluation(incumbent):
             contents = {"incumbent": incumbent.digest}
         elif incumbent is not None:
             graph += self._evaluation_of_incumbent(incumbent.id)
             judged = ("evaluate", "evaluate_incumbent")
-        graph.append(Stage("gate", 1, self._judge, options=gate, inputs=judged, contents=contents, local=True))
+        graph.append(Stage("gate", 1, self._judge, options=self._gate, inputs=judged, contents=contents, local=True))
         graph.append(
             Stage(
                 "register",
                 1,
                 self._register,
                 options=self.standing.options | {"decisions": run.registry.decisions, "policy": self._policy},
-                inputs=("data", "tokens", "align", "evaluate", "gate", *self._parts.reference_inputs),
+                inputs=(*_JUDGED, "gate", *self._parts.reference_inputs),
                 check=self._check_registered,
                 local=True,
             )
@@ -133,12 +165,21 @@ class ReleaseStages:
             ),
         ]
 
+    def _holds_evaluation(self, incumbent: Manifest) -> bool:
+        """Whether a version was judged on exactly this run's prompts, beside exactly these outputs of the reference
+        (equal keys give equal outputs on one kind of machine only)."""
+        made = self._store.manifest("sample_reference", self._parts.planned["sample_reference"].key)
+        if made is None or incumbent.provenance.get("comparable") != self._comparable():
+            return False
+        return bool(made["files"][_SAMPLES]["sha256"] == incumbent.provenance.get("reference_samples"))
+
     def _comparable(self) -> str:
         """Digest of all that an evaluation depends on beside the policy: equal ones may be compared."""
         planned = self._parts.planned
         return digest_json(
             {
                 "evaluation": self._run.evaluation.model_dump(mode="json"),
+                "version": planned["evaluate"].stage.version,
                 "sampling": pick(self._run.evaluation, EVALUATION_SAMPLES),
                 "samples": planned["sample_reference"].key,
                 "tokens": planned["tokens"].key,
@@ -173,19 +214,19 @@ class ReleaseStages:
         samples = read_table(paths["evaluate"] / "samples.parquet", ScoredSample)
         behind = tokens_behind(samples, evaluation["primary_scorer"], evaluation["tail_fraction"]).as_dict()
         line = self._begin(context)
-        provenance = self._provenance(line)
+        provenance = self._provenance(line, paths["sample_reference"] / _SAMPLES)
         beside: dict[str, Path | str] = {
             **{f"{EVALUATION}/{name}": paths["evaluate"] / name for name in EVALUATION_FILES},
             f"{EVALUATION}/explanation.json": _json(behind),
             "prompts.parquet": paths["tokens"] / f"prompts-{run.evaluation.split}.parquet",
             "run.yaml": self._yaml(),
             "provenance.json": _json(provenance),
-            **self._cards(self._card(context, provenance, evaluation, decision, behind)),
+            **self._cards(self._card(context, provenance, evaluation, behind)),
         }
         headline = explain(decision)[0]
         verdict = Verdict(self._parts.planned["evaluate"].key, self._policy, decision, headline, list(behind["tokens"]))
         with version_directory(paths["align"] / "model", beside, context.out_dir) as directory:
-            released = release(line, self.standing, directory, provenance, verdict, act=run.registry.decisions == "act")
+            released = release(line, self.standing, directory, provenance, verdict, act=self._act)
         move = next((one for one in released.record.event.moves if one.alias == self.standing.alias), None)
         result = {
             **self.standing.options,
@@ -201,11 +242,19 @@ class ReleaseStages:
             "when": released.record.when,
         }
         write_json(context.out_dir / "release.json", result)
-        storage = self._parts.storage
-        mirrored = mirror(run.wandb, storage / "wandb", line, released.manifest, result, storage / COPIES)
-        if mirrored is not None:
-            context.say(mirrored)
+        if released.manifest.files.get("README.md") != _entry(beside["README.md"]):
+            context.say(f"version {released.manifest.version} was there already: its card stays as it was written then")
+        self._mirror(context, line, released.manifest, result)
         context.info["note"] = release_line(result)
+
+    def _mirror(self, context: StageContext, line: Line, manifest: Manifest, result: Mapping[str, Any]) -> None:
+        """To W&B: the version, and the reference when the alias went back to it."""
+        storage = self._parts.storage
+        back = [line.versions.manifest(0)] if result["after"] == 0 else []
+        for one in (manifest, *back):
+            said = mirror(self._run.wandb, storage / "wandb", line, one, result, storage / COPIES)
+            if said is not None:
+                context.say(said)
 
     def _begin(self, context: StageContext) -> Line:
         """The reference's line, with its version 0."""
@@ -231,7 +280,6 @@ class ReleaseStages:
         context: StageContext,
         provenance: Mapping[str, Any],
         evaluation: dict[str, Any] | None = None,
-        decision: Mapping[str, Any] | None = None,
         explanation: Mapping[str, Any] | None = None,
     ) -> CardInputs:
         """What a version's card is made from; the reference has no evaluation."""
@@ -246,7 +294,6 @@ class ReleaseStages:
             evaluation=evaluation,
             verdict=None if evaluation is None else verdict_of(evaluation, tr),
             unseen_share=None if evaluation is None else unseen_share_bound(evaluation["num_prompts"]),
-            gate_words=None if decision is None else explain(decision, tr),
             explanation=explanation,
             data_stats=read_json(inputs["data"].path / "stats.json"),
             token_stats=read_json(inputs["tokens"].path / "stats.json"),
@@ -257,7 +304,7 @@ class ReleaseStages:
     def _cards(card: CardInputs) -> dict[str, Path | str]:
         return {"README.md": card_markdown(card), "card.html": card_html(card)}
 
-    def _provenance(self, line: Line) -> dict[str, Any]:
+    def _provenance(self, line: Line, reference_samples: Path) -> dict[str, Any]:
         run = self._run
         return {
             "recipe": self._parts.recipe,
@@ -270,6 +317,7 @@ class ReleaseStages:
             "parents": [0],
             "stages": {name: item.key for name, item in self._parts.planned.items()},
             "comparable": self._comparable(),
+            "reference_samples": digest_file(reference_samples),
             "libraries": library_versions((*LIBRARIES, "ray", "deepspeed")),
         }
 
@@ -303,6 +351,11 @@ class ReleaseStages:
                 raise RegistryError(f"version {result['version']} in {line.place.root} is another one")
         except PipelineError as error:
             raise ArtifactError(f"the registered version is not there: {error}") from error
+
+
+def _entry(text: Path | str) -> FileEntry:
+    data = str(text).encode()
+    return FileEntry(len(data), hashlib.sha256(data).hexdigest())
 
 
 def release_line(result: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from pipeline.errors import ArtifactError, RegistryError
 from pipeline.release.line import Line
+from pipeline.release.state import CANDIDATE, PRODUCTION
 from pipeline.release.trail import KEY_VARIABLE
 from pipeline.release.undo import moved_text, record_text
 from pipeline.release.where import Where
@@ -20,8 +21,6 @@ from pipeline.units import bytes_text
 
 _PLAIN_WIDTH = 140
 """Columns of a table in a file or a pipe, wide enough that nothing is folded."""
-PRODUCTION = "production"
-"""Shown also before it was moved for the first time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +48,8 @@ class Promote(Where):
     """The version that the alias has to point to now (default: whatever it points to)."""
     alias: str = "production"
     """What is moved."""
+    create: bool = False
+    """Make the alias, if there is no such one yet."""
     why: str = "promoted by hand"
     """The reason, for the audit trail."""
 
@@ -135,7 +136,11 @@ def _versions_table(line: Line) -> Table:
     decisions = _decisions(line)
     table = Table("version", "points here", "size", "registered", "made from", "gate", box=None, pad_edge=False)
     for number in range(state.versions):
-        manifest = line.versions.manifest(number)
+        try:
+            manifest = line.versions.manifest(number)
+        except RegistryError:
+            table.add_row(str(number), "", "damaged", "", "", "")
+            continue
         names = [name for name in sorted({PRODUCTION, *state.aliases}) if state.alias(name).version == number]
         outcome = decisions.get(number, "")
         table.add_row(
@@ -162,6 +167,8 @@ def _decisions(line: Line) -> dict[int | None, str]:
 def _promote(command: Promote) -> int:
     line = command.open()
     state = line.state()
+    if not command.create and command.alias not in {PRODUCTION, CANDIDATE, *state.aliases}:
+        raise RegistryError(f"there is no alias {command.alias!r}: correct it, or say --create to make one")
     version, current = line.number(command.version, state), state.alias(command.alias)
     expected = current.version if command.expected is None else line.number(command.expected, state)
     if version == expected == current.version:
@@ -193,7 +200,8 @@ def _verify(command: Verify) -> int:
             f"{found.signed} signatures are right" if not found.findings else f"{found.signed} signatures were checked"
         )
     print(f"newest record: {found.head}")
-    print(f"{len(found.findings)} findings" if found.findings else "nothing was changed")
+    count = len(found.findings)
+    print(f"{count} finding{'' if count == 1 else 's'}" if count else "nothing was changed")
     return 1 if found.findings else 0
 
 

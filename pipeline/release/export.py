@@ -68,7 +68,7 @@ def as_csv(records: Iterable[Record]) -> str:
 
 
 def _row(record: Record, identities: dict[int | None, str]) -> dict[str, Any]:
-    moves = [move for move in record.event.moves if move.alias != CANDIDATE]
+    moves = [move for move in record.event.moves if move.alias != CANDIDATE] or list(record.event.moves)
     gate = record.details.get("gate", {})
     row: dict[str, Any] = {
         "number": record.number,
@@ -88,7 +88,7 @@ def _row(record: Record, identities: dict[int | None, str]) -> dict[str, Any]:
         "previous": record.previous,
     }
     if moves:
-        (move,) = moves
+        move = moves[0]  # a decision also moves the candidate, which follows from its version
         row |= {
             "alias": move.alias,
             "before": move.before,

@@ -134,10 +134,12 @@ def score_range(evaluation: EvaluationConfig, policy: GateConfig) -> tuple[float
                 f"gate.{option} is {drop:g}, but scores of {name!r} lie between {low:g} and {high:g} and cannot drop "
                 "by more than that: the limit would mean nothing; lower it, or set it to none"
             )
-    if policy.max_incidents is not None and evaluation.incident_below <= low:
+    if policy.max_incidents is not None and not low < evaluation.incident_below <= high:
+        every = "no" if evaluation.incident_below <= low else "every"
         raise ConfigError(
-            f"evaluation.incident_below is {evaluation.incident_below:g}, but no score of {name!r} is below {low:g}: "
-            "gate.max_incidents would mean nothing; raise the threshold, or set --gate.max_incidents none"
+            f"evaluation.incident_below is {evaluation.incident_below:g}, but scores of {name!r} lie between {low:g} "
+            f"and {high:g}: {every} output would be an incident and gate.max_incidents would mean nothing; move the "
+            "threshold, or set --gate.max_incidents none"
         )
     return low, high
 

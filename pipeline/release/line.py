@@ -23,7 +23,7 @@ from pipeline.release.manifest import (
     identity_of,
     manifest_bytes,
 )
-from pipeline.release.state import CANDIDATE, REFERENCE, AliasState, Event, State
+from pipeline.release.state import CANDIDATE, PRODUCTION, REFERENCE, AliasState, Event, State
 from pipeline.release.trail import Record, Trail
 from pipeline.release.versions import Versions
 
@@ -97,8 +97,8 @@ class Line:
                 have = f"versions 0 to {state.versions - 1}" if state.versions else "no version"
                 raise RegistryError(f"there is no version {spec} in {self.place.root}, which has {have}")
             return int(spec)
-        if spec not in state.aliases and spec != CANDIDATE:
-            known = ", ".join(sorted({*state.aliases, CANDIDATE, REFERENCE}))
+        if spec not in state.aliases and spec not in (PRODUCTION, CANDIDATE):
+            known = ", ".join(sorted({*state.aliases, PRODUCTION, CANDIDATE, REFERENCE}))
             raise RegistryError(
                 f"there is no version or alias {spec!r} in {self.place.root}; there are {known}, and numbers"
             )
@@ -124,7 +124,7 @@ class Line:
         version = self.number(spec, state)
         if version in state.removed:
             raise RegistryError(f"version {version} was removed from {self.place.root}; choose another one")
-        manifest = self.versions.manifest(version)
+        manifest = self._registered(version, state)
         with explained(f"copies of versions cannot be written to {into}", within=into):
             return Fetched(version, self.label(version, state), manifest.id, self.versions.fetch(manifest, into))
 
@@ -301,3 +301,24 @@ class Line:
     def _require_there(self, version: int) -> None:
         """Before an alias moves: the manifest and the size of every file, which is done at once for any model."""
         self.versions.require(version, full=False)
+        self._registered(version, self.state())
+
+    def _registered(self, version: int, state: State) -> Manifest:
+        """The manifest of a version, which has to be the one that its record names.
+
+        Raises:
+            RegistryError: when there is none, or it is another one.
+        """
+        manifest = self.versions.manifest(version)
+        if version >= state.versions:
+            raise RegistryError(
+                f"there is no version {version} in {self.place.root} with a record: its writer was interrupted, and "
+                "the next registration completes it"
+            )
+        record = self.trail.read(state.registered_by[version])
+        if record.details.get("manifest") != manifest.digest:
+            raise RegistryError(
+                f"the manifest of version {version} in {self.place.root} is not the one that was registered: restore "
+                "it from a copy"
+            )
+        return manifest

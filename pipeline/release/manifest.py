@@ -13,13 +13,14 @@ from typing import Any
 from pipeline.digests import digest_file, digest_json, seal, unseal
 from pipeline.errors import ModelError
 
-DESCRIPTIONS = ("README.md", "card.html", "provenance.json")
-"""Say what a version is, in a language that people choose and by the code of the day: no part of what makes two
-versions the same."""
+DESCRIPTIONS = ("README.md", "card.html", "provenance.json", "run.yaml")
+"""Say what a version is, in a language and with the words that people choose and by the code of the day: no part of
+what makes two versions the same."""
 
 _WEIGHTS = "*.safetensors"
-_EXECUTABLE = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle|py)$")
-"""Weights that run code when they are loaded, and code."""
+_EXECUTABLE = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle|joblib|npy|h5|msgpack|py|pyc|so|sh)$", re.IGNORECASE)
+"""Weights that may run code when they are loaded, and code."""
+_ID = re.compile(r"[0-9a-f]{32}(-\d+)?")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -125,7 +126,9 @@ def parse_manifest(data: bytes) -> Manifest:
     """
     value = unseal(data)
     try:
-        files = {str(name): FileEntry(one["bytes"], one["sha256"]) for name, one in value["files"].items()}
+        files = {_inside(name): FileEntry(one["bytes"], one["sha256"]) for name, one in value["files"].items()}
+        if not _ID.fullmatch(value["id"]):
+            raise ValueError(f"{value['id']!r} is no id of a version")
         return Manifest(
             value["version"],
             value["id"],
@@ -139,3 +142,10 @@ def parse_manifest(data: bytes) -> Manifest:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"it is no manifest ({error})") from error
+
+
+def _inside(name: str) -> str:
+    """A file's name, which must not lead out of the version's directory: registries may be written by others."""
+    if "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(f"{name!r} is no file inside a version")
+    return name

@@ -32,7 +32,7 @@ def mirror(
         return None
     import wandb
 
-    aliases = [f"version-{manifest.version}", CANDIDATE]
+    aliases = [f"version-{manifest.version}", *([CANDIDATE] if manifest.version == result["version"] else [])]
     if result["after"] == manifest.version:
         aliases.append(str(result["alias"]))
     kept = {name: result[name] for name in ("version", "outcome", "before", "after", "record", "digest")}

@@ -88,7 +88,7 @@ def release(
             registered, nothing was decided.
     """
     manifest = line.register(directory, provenance, why=f"made by {provenance['recipe']}")
-    if record := decision_on(line, standing.alias, verdict.run, verdict.policy):
+    if record := decision_on(line, standing.alias, verdict.run, verdict.policy, act=act):
         return Released(manifest, record)
     incumbent = 0 if standing.incumbent is None else standing.incumbent.version
     goes_to = {"promote": manifest.version, "roll_back": 0, "hold": None}[verdict.decision["outcome"]]

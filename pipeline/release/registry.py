@@ -53,13 +53,14 @@ class Registry:
 
     def lines(self) -> list[str]:
         """Names of the lines."""
-        return [name.removesuffix(".json") for name in self.place.below("lines").names()]
+        names = (re.fullmatch(r"([0-9a-f]{8,64})\.json", name) for name in self.place.below("lines").names())
+        return [found[1] for found in names if found is not None]
 
     def line(self, name: str | None = None) -> Line:
         """A line by its name, or the beginning of it; without one the only line there is.
 
         Raises:
-            RegistryError: when there is none, or several.
+            RegistryError: when there is none, or several, or its audit trail is gone.
         """
         lines = self.lines()
         if not lines:
@@ -72,7 +73,11 @@ class Registry:
             listed = "\n".join(f"  {line}  {self.description(line)}" for line in (found or lines))
             what = f"no line {name!r}" if not found else f"{len(found)} lines"
             raise RegistryError(f"there are {what} in {self.place.root}: choose one with --line\n{listed}")
-        return Line(self.place, found[0])
+        line = Line(self.place, found[0])
+        if not line.trail.numbers():  # its first record is older than its document
+            where = line.place.root
+            raise RegistryError(f"the audit trail in {where} is gone: restore {where}/audit from a copy")
+        return line
 
     def description(self, line: str) -> str:
         """What a line's reference is, in words."""
@@ -104,7 +109,7 @@ class Registry:
             RegistryError: when the line's version 0 is another model.
         """
         check_model_directory(reference)
-        line = Line(self.place, name)
+        line = self.line(name) if name in self.lines() else Line(self.place, name)
         if not line.versions.numbers():
             if not re.fullmatch(r"[0-9a-f]{8,64}", name):
                 raise RegistryError(f"{name!r} is no name of a line: 8 to 64 hexadecimal digits")
@@ -112,11 +117,13 @@ class Registry:
         line.record_versions()
         document = {"line": name, "description": description}
         self.place.below("lines").create(f"{name}.json", seal(document))
-        kept = line.versions.manifest(0).files
+        manifest = line.versions.manifest(0)
+        kept = manifest.files
         for path, entry in describe_files(reference).items():
             if path in kept and path not in DESCRIPTIONS and kept[path] != entry:
                 raise RegistryError(
                     f"line {name} in {self.place.root} begins with another reference ({path} differs), though both "
                     f"were made from the same description: set {OPTION} to another place for the new one"
                 )
+        line.versions.repair(manifest, reference)
         return line

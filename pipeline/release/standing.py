@@ -33,7 +33,7 @@ class Standing:
         return {"root": self.root, "line": self.line, "alias": self.alias}
 
 
-def standing(root: str, line: str, alias: str, run: str, policy: str) -> Standing:
+def standing(root: str, line: str, alias: str, run: str, policy: str, *, act: bool) -> Standing:
     """What a run meets.
 
     A run that was judged already, under the same policy, meets what it met then, so that running it again changes
@@ -42,15 +42,16 @@ def standing(root: str, line: str, alias: str, run: str, policy: str) -> Standin
     Args:
         run: key of the run's evaluation.
         policy: digest of the gate's options.
+        act: whether the decision is to move the alias.
 
     Raises:
-        RegistryError: when the line's trail was changed, or its incumbent has no manifest.
+        RegistryError: when the line's trail was changed or is gone, or its incumbent has no manifest.
     """
     registry = open_registry(root)
     if line not in registry.lines():
         return Standing(root, line, alias, None, 0)
-    there = Line(registry.place, line)
-    if record := decision_on(there, alias, run, policy):
+    there = registry.line(line)
+    if record := decision_on(there, alias, run, policy, act=act):
         version, seen = record.details["incumbent"], record.details["seen"]
     else:
         current = there.alias(alias)
@@ -58,11 +59,17 @@ def standing(root: str, line: str, alias: str, run: str, policy: str) -> Standin
     return Standing(root, line, alias, there.versions.manifest(version) if version else None, seen)
 
 
-def decision_on(line: Line, alias: str, run: str, policy: str) -> Record | None:
-    """The newest decision on an evaluation under a policy, if there is one."""
+def decision_on(line: Line, alias: str, run: str, policy: str, *, act: bool) -> Record | None:
+    """The newest decision on an evaluation under a policy, if there is one.
+
+    Args:
+        act: leave out a decision that was only written down and would have moved the alias.
+    """
     wanted: Mapping[str, Any] = {"run": run, "policy": policy, "alias": alias}
     for number in reversed(line.trail.numbers()[-_LOOK_BACK:]):
         record = line.trail.read(number)
-        if record.event.kind == "decided" and wanted.items() <= record.details.items():
+        if record.event.kind != "decided" or not wanted.items() <= record.details.items():
+            continue
+        if not act or record.details["acted"] or record.details["gate"]["outcome"] == "hold":
             return record
     return None

@@ -23,6 +23,8 @@ REFERENCE = "reference"
 """Another name of version 0, no alias: it cannot be moved."""
 CANDIDATE = "candidate"
 """The alias of what the gate judged last."""
+PRODUCTION = "production"
+"""The alias that there is from the beginning, where nobody names another: it begins at the reference."""
 
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,30}")
 
@@ -43,13 +45,19 @@ class AliasState:
 
 @dataclass(frozen=True)
 class State:
-    """A line after some record. Versions 0 to ``versions`` - 1 are registered."""
+    """A line after some record."""
 
-    versions: int = 0
+    registered_by: tuple[int, ...] = ()
+    """Number of the record of each version: it says which manifest is the version's."""
     removed: frozenset[int] = frozenset()
     aliases: Mapping[str, AliasState] = field(default_factory=dict)
     fence: int = 0
     """The largest token that was shown; a smaller one is refused."""
+
+    @property
+    def versions(self) -> int:
+        """How many are registered: 0 to this less 1."""
+        return len(self.registered_by)
 
     def alias(self, name: str) -> AliasState:
         """Where an alias points."""
@@ -58,7 +66,7 @@ class State:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "versions": self.versions,
+            "registered_by": list(self.registered_by),
             "removed": sorted(self.removed),
             "aliases": {
                 name: asdict(alias) | {"fallback": list(alias.fallback)} for name, alias in sorted(self.aliases.items())
@@ -72,7 +80,7 @@ class State:
         aliases = {
             name: AliasState(**{**one, "fallback": tuple(one["fallback"])}) for name, one in value["aliases"].items()
         }
-        return cls(value["versions"], frozenset(value["removed"]), aliases, value["fence"])
+        return cls(tuple(value["registered_by"]), frozenset(value["removed"]), aliases, value["fence"])
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,7 @@ def after(state: State, event: Event, number: int) -> State:
     if event.kind == "registered":
         if event.version != state.versions:
             raise RegistryError(f"version {event.version} is registered when version {state.versions} is next")
-        state = replace(state, versions=state.versions + 1)
+        state = replace(state, registered_by=(*state.registered_by, number))
     elif event.version is not None and not 0 <= event.version < state.versions:
         raise RegistryError(f"there is no version {event.version}")
     if event.kind == "removed":
@@ -145,6 +153,8 @@ def _moved(state: State, move: Move, kind: Kind, number: int) -> State:
     if move.after in state.removed:
         raise RegistryError(f"version {move.after} was removed: choose another one")
     back = kind == "rolled back" or (kind == "decided" and move.after == 0 and move.alias != CANDIDATE)
+    # A roll-back to what was never on the way here begins nothing anew: what is left stays within reach.
+    back = back and (move.after == 0 or move.after in current.fallback)
     if back:
         fallback = _fallback_at(current.fallback, move.after)
     else:
@@ -227,6 +237,8 @@ def roll_back_target(state: State, alias: str, to: int | None) -> int:
         RegistryError: when there is nothing to go back to.
     """
     current = state.alias(alias)
+    if alias not in state.aliases and alias != PRODUCTION:
+        raise RegistryError(f"there is no alias {alias!r}; there are {', '.join(sorted({*state.aliases, PRODUCTION}))}")
     if to is not None:
         return to
     if current.rolled_back:

@@ -110,6 +110,11 @@ def mac_of(value: Mapping[str, Any], key: bytes) -> str:
     ).hexdigest()
 
 
+def signed_with(data: bytes, mac: str, key: bytes) -> bool:
+    """Whether a record's file carries the HMAC of a key."""
+    return hmac.compare_digest(mac, mac_of(unseal(data), key))
+
+
 class Trail:
     """The records of one line.
 
@@ -149,7 +154,15 @@ class Trail:
         record = self.read(newest)
         if tables and tables[-1] == newest:
             self._check_table(record)
+        self._check_signed(record)
         return record
+
+    def _check_signed(self, newest: Record) -> None:
+        """With the key: an unsigned record behind a signed one is none of this trail's writers'."""
+        if self._key is None or newest.mac is not None:
+            return
+        if any(self.read(number).mac is not None for number in range(newest.number - 1, 0, -1)):
+            raise self._changed(f"record {newest.number} is not signed, though earlier ones are")
 
     def read(self, number: int) -> Record:
         """One record.
@@ -158,13 +171,16 @@ class Trail:
             RegistryError: when it is missing or damaged.
         """
         try:
-            record = parse(self._records.read(name_of(number)))
+            data = self._records.read(name_of(number))
+            record = parse(data)
         except FileNotFoundError as error:
             raise self._changed(f"record {number} is missing") from error
         except ValueError as error:
             raise self._changed(f"record {number} is damaged: {error}") from error
         if record.number != number:
             raise self._changed(f"record {number} says that it is number {record.number}")
+        if self._key is not None and record.mac is not None and not signed_with(data, record.mac, self._key):
+            raise self._changed(f"record {number} is not signed with the key in {KEY_VARIABLE}")
         return record
 
     def record_bytes(self, number: int) -> bytes:

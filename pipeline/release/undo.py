@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from pipeline.release.line import Moved
+from pipeline.release.state import PRODUCTION
 from pipeline.release.trail import Record
 from pipeline.release.where import Where
 
@@ -16,7 +17,7 @@ from pipeline.release.where import Where
 class RollBack(Where):
     to: Annotated[str | None, tyro.conf.arg(metavar="reference|VERSION", help_behavior_hint="")] = None
     """Where to: the reference, or a version. Default: the version before, once: said again, it does nothing."""
-    alias: str = "production"
+    alias: str = PRODUCTION
     """What goes back."""
     why: str = "rolled back by hand"
     """The reason, for the audit trail."""

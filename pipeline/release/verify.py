@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from pipeline.digests import unseal
 from pipeline.errors import RegistryError
 from pipeline.release.line import Line
 from pipeline.release.state import State, after
-from pipeline.release.trail import FIRST, KEY_VARIABLE, Record, Trail, audit_key, mac_of, number_of, parse
+from pipeline.release.trail import FIRST, KEY_VARIABLE, Record, Trail, audit_key, number_of, parse, signed_with
 
 
 @dataclass(frozen=True)
@@ -161,5 +160,5 @@ def _macs(trail: Trail, records: list[Record], key: bytes | None) -> Iterator[st
         if record.mac is None:
             if first is not None and record.number > first:
                 yield f"record {record.number} is not signed, though earlier ones are"
-        elif not hmac.compare_digest(record.mac, mac_of(unseal(trail.record_bytes(record.number)), key)):
+        elif not signed_with(trail.record_bytes(record.number), record.mac, key):
             yield f"record {record.number} is not signed with this key"

@@ -150,13 +150,15 @@ class Versions:
         """
         manifest = self.manifest(version)
         damaged = next(self.damage(self.directory(manifest), manifest.files, full=full), None)
-        if strangers := self.strangers(manifest):
-            damaged = f"{strangers[0]} does not belong to it"
         if damaged:
             raise RegistryError(
                 f"version {version} in {self._place.root} is damaged or was copied by half: {damaged}; register the "
                 "same model again or restore its files from a copy"
             )
+        # What was left beside it by a file manager or an editor must not be in the way of a roll-back.
+        if full and (strangers := self.strangers(manifest)):
+            where = f"{self.directory(manifest).root}/{strangers[0]}"
+            raise RegistryError(f"version {version} has a file that does not belong to it: remove {where}")
         return manifest
 
     def repair(self, manifest: Manifest, source: Path) -> None:

@@ -17,9 +17,8 @@ from pipeline.report.method import method_text
 class CardInputs:
     """Everything that a card is made from: plain data of finished stages.
 
-    ``evaluation`` (evaluation.json), ``verdict`` (its verdict with the sentences in the card's language),
-    ``gate_words`` (headline and sentences of the gate's decision in that language) and ``explanation``
-    (`pipeline.release.explain`) are None for the reference, which is what others are compared with.
+    ``evaluation`` (evaluation.json), ``verdict`` (its verdict with the sentences in the card's language) and
+    ``explanation`` (`pipeline.release.explain`) are None for the reference, which is what others are compared with.
     ``unseen_share`` is the share of prompts that could show a fault that no prompt of the evaluation showed.
     ``notes`` are sentences about the model.
     """
@@ -31,7 +30,6 @@ class CardInputs:
     evaluation: dict[str, Any] | None = None
     verdict: dict[str, Any] | None = None
     unseen_share: float | None = None
-    gate_words: tuple[str, list[str]] | None = None
     explanation: Mapping[str, Any] | None = None
     data_stats: Mapping[str, Any] = field(default_factory=dict)
     token_stats: Mapping[str, Any] = field(default_factory=dict)
@@ -82,7 +80,6 @@ def build(inputs: CardInputs) -> Card:
         Section(tr("Data"), tuple(_data(inputs, tr))),
         *([Section(tr("Method and level"), tuple(_method(inputs, tr)))] if policy else []),
         *([Section(tr("Evaluation"), tuple(_evaluation(inputs, inputs.evaluation, tr)))] if inputs.evaluation else []),
-        *([Section(tr("Decision"), _decision(inputs.gate_words))] if inputs.gate_words else []),
         *([Section(tr("Where the risk lies"), tuple(_risk(inputs.explanation, tr)))] if inputs.explanation else []),
         Section(tr("Limits"), (tuple(_limits(inputs, tr)),)),
         Section(tr("Lineage"), tuple(_lineage(inputs, tr))),
@@ -167,11 +164,6 @@ def _cell(figure: tuple[str, str]) -> str:
     return f"{value} ({interval})" if interval else value
 
 
-def _decision(words: tuple[str, list[str]]) -> tuple[Block, ...]:
-    headline, sentences = words
-    return headline, tuple(sentences)
-
-
 def _risk(explanation: Mapping[str, Any], tr: Translate) -> list[Block]:
     header = (tr("Token"), tr("Times"), tr("Share of the risk"), tr("Mean risk there"), tr("Mean risk elsewhere"))
     rows = [
@@ -234,5 +226,6 @@ def _lineage(inputs: CardInputs, tr: Translate) -> list[Block]:
 
 def _use(policy: bool, tr: Translate) -> list[Block]:
     loads = tr("This directory is a Hugging Face model: AutoModelForCausalLM.from_pretrained loads it as it is.")
+    decided = tr("What was decided of it, when and why, stands in the audit trail: python jobs/registry.py export.")
     back = tr("If something is wrong with it: python jobs/rollback.py, which takes production back at once.")
-    return [loads, back] if policy else [loads]
+    return [loads, decided, back] if policy else [loads]

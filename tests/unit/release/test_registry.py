@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from pipeline.digests import digest_file, seal, unseal
 from pipeline.errors import ConflictError, ModelError, PipelineError, RegistryError
 from pipeline.places import Place
 from pipeline.release.line import Line, Moved, myself
 from pipeline.release.registry import OPTION, open_registry, root_of
 from pipeline.release.state import CANDIDATE, AliasState
-from pipeline.release.trail import KEY_VARIABLE, Propose, Record, Trail
+from pipeline.release.trail import KEY_VARIABLE, Propose, Record, Trail, name_of
 from pipeline.release.verify import verify
 from tests.unit.release import interleavings, lines
 
@@ -228,9 +229,10 @@ class TestRollBack:
         assert line.roll_back(lines.ALIAS, to, why="a test").record is None
 
     def test_an_alias_that_was_never_moved(self, unmoved: Line) -> None:
-        with pytest.raises(RegistryError, match=r"canary points to version 0 .*\(--to reference is always possible\)"):
+        with pytest.raises(RegistryError, match=r"there is no alias 'canary'; there are candidate, production"):
             unmoved.roll_back("canary", why="a test")
-        assert unmoved.roll_back("canary", "reference", why="a test") == Moved(0, 0, None)
+        with pytest.raises(RegistryError, match=r"there is no alias 'canary'"):
+            unmoved.roll_back("canary", "reference", why="a test")
 
     def test_to_a_version_that_was_removed(self, unmoved: Line) -> None:
         with pytest.raises(RegistryError, match="version 4"):
@@ -397,3 +399,73 @@ def test_a_roll_back_says_what_it_left_when_a_promotion_was_faster(line: Line, m
     moved = line.roll_back(lines.ALIAS, why="complaints")
     assert (moved.before, moved.after) == (3, 1), "to where it was settled to go, from where it really was"
     assert line.alias(lines.ALIAS).version == 1
+
+
+def reseal_manifest(line: Line, version: int, **changes: Any) -> None:
+    """Change a manifest as somebody does who knows the format and not the key."""
+    path = Path(line.place.root) / "versions" / name_of(version)
+    path.write_bytes(seal({**unseal(path.read_bytes()), **changes}))
+
+
+class TestWhatSomebodyElseMayWrite:
+    def test_a_manifest_that_fits_its_files_and_not_its_record(self, local_line: Line, tmp_path: Path) -> None:
+        manifest = local_line.versions.manifest(1)
+        path = Path(local_line.versions.directory(manifest).root) / "config.json"
+        path.write_text('{"model_type": "gpt_nex0"}')
+        files = unseal((Path(local_line.place.root) / "versions" / name_of(1)).read_bytes())["files"]
+        sha256 = digest_file(path)
+        reseal_manifest(local_line, 1, files={**files, "config.json": {**files["config.json"], "sha256": sha256}})
+        for use in (
+            lambda: local_line.fetch("1", tmp_path),
+            lambda: local_line.promote(lines.ALIAS, 1, expected=2, why="a test"),
+            lambda: local_line.roll_back(lines.ALIAS, "1", why="a test"),
+        ):
+            with pytest.raises(RegistryError, match=r"the manifest of version 1 .* is not the one that was registered"):
+                use()
+        assert local_line.alias(lines.ALIAS).version == 2
+
+    @pytest.mark.parametrize("name", ["../../evil.json", "/tmp/evil", "a//b", "a/./b", "a\\b", ""])
+    def test_a_name_that_leads_out_of_the_version(self, local_line: Line, name: str) -> None:
+        reseal_manifest(local_line, 1, files={name: {"bytes": 1, "sha256": "0" * 64}})
+        with pytest.raises(RegistryError, match="is no file inside a version"):
+            local_line.versions.manifest(1)
+
+    def test_an_id_that_leads_elsewhere(self, local_line: Line) -> None:
+        reseal_manifest(local_line, 1, id="../../elsewhere")
+        with pytest.raises(RegistryError, match="is no id of a version"):
+            local_line.versions.manifest(1)
+
+
+def test_a_file_beside_a_version_is_not_in_the_way_of_a_roll_back(local_line: Line, tmp_path: Path) -> None:
+    (Path(local_line.versions.directory(local_line.versions.manifest(1)).root) / ".DS_Store").write_text(
+        "a file manager"
+    )
+    assert local_line.roll_back(lines.ALIAS, why="complaints").after == 1
+    with pytest.raises(RegistryError, match=r"a file that does not belong to it: remove .*/\.DS_Store"):
+        local_line.fetch("1", tmp_path)
+
+
+def test_a_damaged_reference_is_made_whole_by_the_next_run(root: str, models: Path, tmp_path: Path) -> None:
+    line = lines.begin(root, models)
+    manifest = line.versions.manifest(0)
+    line.versions.directory(manifest).write("config.json", b"{}")
+    with pytest.raises(RegistryError, match=r"version 0 .* is damaged"):
+        line.fetch("reference", tmp_path)
+    lines.begin(root, models)
+    assert line.fetch("reference", tmp_path).version == 0
+
+
+def test_a_trail_that_is_gone(local_line: Line, models: Path, tmp_path: Path) -> None:
+    for name in ("audit", "aliases"):
+        shutil.rmtree(Path(local_line.place.root) / name)
+    registry = open_registry(str(tmp_path / "registry"))
+    lines.write_model(models / "0", 0)
+    for use in (registry.line, lambda: registry.begin(lines.NAME, models / "0", "a tiny model", {})):
+        with pytest.raises(RegistryError, match=r"the audit trail in .* is gone: restore .*/audit from a copy"):
+            use()
+    assert not (Path(local_line.place.root) / "audit").exists(), "none was begun in its place"
+
+
+def test_a_file_beside_the_lines_is_no_line(local_line: Line, tmp_path: Path) -> None:
+    (tmp_path / "registry" / "lines" / f"{lines.NAME}.json~").write_text("an editor's copy")
+    assert open_registry(str(tmp_path / "registry")).lines() == [lines.NAME]

@@ -25,7 +25,7 @@ def verdict(outcome: str, run: str = "run-1", policy: str = "p") -> Verdict:
 
 
 def meets(line: Line, root: str, run: str = "run-1", policy: str = "p") -> Standing:
-    return standing(root, line.name, lines.ALIAS, run, policy)
+    return standing(root, line.name, lines.ALIAS, run, policy, act=True)
 
 
 @pytest.fixture
@@ -39,7 +39,9 @@ def model(models: Path, number: int) -> Path:
 
 
 def test_there_is_no_line_yet(root: str) -> None:
-    assert standing(root, lines.NAME, "production", "run", "p") == Standing(root, lines.NAME, "production", None, 0)
+    assert standing(root, lines.NAME, "production", "run", "p", act=True) == Standing(
+        root, lines.NAME, "production", None, 0
+    )
 
 
 @pytest.mark.parametrize(("outcome", "production"), [("promote", 1), ("hold", 0), ("roll_back", 0)])
@@ -65,6 +67,14 @@ def test_recorded_only(begun: Line, root: str, models: Path) -> None:
     made = release(begun, meets(begun, root), model(models, 1), PROVENANCE, verdict("promote"), act=False)
     assert begun.alias("production").version == 0
     assert made.record.details["acted"] is False
+
+
+def test_what_was_only_recorded_is_acted_on_when_that_is_asked_for(begun: Line, root: str, models: Path) -> None:
+    release(begun, meets(begun, root), model(models, 1), PROVENANCE, verdict("promote"), act=False)
+    made = release(begun, meets(begun, root), model(models, 1), PROVENANCE, verdict("promote"), act=True)
+    assert made.record.details["acted"] is True
+    assert begun.alias("production").version == 1
+    assert made.manifest.version == 1, "the same version, another decision"
 
 
 def test_said_again_it_adds_nothing(begun: Line, root: str, models: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pipeline.errors import ConflictError, RegistryError
 from pipeline.release.state import (
     CANDIDATE,
+    PRODUCTION,
     AliasState,
     Event,
     Move,
@@ -133,6 +134,10 @@ def test_promoting_and_rolling_back_returns(wanted: list[Proposal], alias: str, 
 def test_the_reference_is_always_a_way_back(wanted: list[Proposal], alias: str) -> None:
     happened = fold(wanted)
     state = happened[-1][1]
+    if alias != PRODUCTION and alias not in state.aliases:
+        with pytest.raises(RegistryError, match=f"there is no alias '{alias}'"):
+            roll_back_target(state, alias, 0)
+        return
     event = roll_back(state, alias, roll_back_target(state, alias, 0))
     state = state if event is None else after(state, event, len(happened) + 1)
     assert state.alias(alias).version == 0
@@ -161,7 +166,12 @@ def test_tokens_only_rise(wanted: list[Proposal], tokens: list[int]) -> None:
 
 def stands_at(version: int, *fallback: int, moved_by: int = 7, rolled_back: bool = False) -> State:
     """Six versions, of which 4 was removed."""
-    return State(6, frozenset({4}), {"production": AliasState(version, moved_by, fallback, rolled_back)}, fence=3)
+    return State(
+        tuple(range(1, 7)),
+        frozenset({4}),
+        {"production": AliasState(version, moved_by, fallback, rolled_back)},
+        fence=3,
+    )
 
 
 class TestPromotion:
@@ -231,7 +241,7 @@ class TestRollBack:
         assert roll_back_target(stands_at(3, 0, 2, 4), "production", None) == 2
 
     def test_nothing_to_go_back_to(self) -> None:
-        for state in (State(1), stands_at(3, 4)):
+        for state in (State((1,)), stands_at(3, 4)):
             with pytest.raises(RegistryError, match=r"no previous version to go back to .--to reference is"):
                 roll_back_target(state, "production", None)
 
@@ -240,6 +250,18 @@ class TestRollBack:
         event = roll_back(state, "production", 0)
         assert event is not None
         assert after(state, event, 8).alias("production") == AliasState(0, 8, (), True)
+
+    def test_to_what_was_never_on_the_way_here(self) -> None:
+        state = stands_at(2, 0, 1)
+        event = roll_back(state, "production", 5)
+        assert event is not None
+        moved = after(state, event, 8)
+        assert moved.alias("production") == AliasState(5, 8, (0, 1, 2)), "the way back stays within reach"
+        assert roll_back_target(moved, "production", None) == 2
+
+    def test_an_alias_that_nobody_made(self) -> None:
+        with pytest.raises(RegistryError, match="there is no alias 'produciton'; there are production"):
+            roll_back_target(stands_at(2, 0, 1), "produciton", 0)
 
 
 class TestDecision:

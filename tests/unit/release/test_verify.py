@@ -215,7 +215,7 @@ def test_the_end_is_cut_off_with_its_tables(directory: Path, count: int) -> None
 
 def rewrite(directory: Path, key: bytes | None, signed: range = range(10**6)) -> None:
     """The whole trail anew, with other reasons and everything else as it has to be."""
-    trail, previous = Trail(Place(str(directory))), FIRST
+    trail, previous = Trail(Place(str(directory)), key), FIRST
     for number in trail.numbers():
         value = unseal(trail.record_bytes(number)) | {"previous": previous, "why": "for no reason"}
         value["mac"] = mac_of(value, key) if key and number in signed else None
@@ -245,6 +245,14 @@ class TestTheWholeTrailWrittenAnew:
     def test_signed_in_part(self, signed: Path) -> None:
         rewrite(signed, KEY.encode(), range(3, 5))
         assert "record 5 is not signed, though earlier ones are" in found(signed)
+
+    def test_who_has_the_key_does_not_follow_what_is_not_signed_with_it(self, signed: Path) -> None:
+        rewrite(signed, KEY.encode(), range(1, 9))
+        with pytest.raises(RegistryError, match="record 9 is not signed, though earlier ones are"):
+            open_line(signed).state()
+        rewrite(signed, b"guessed")
+        with pytest.raises(RegistryError, match=f"record 9 is not signed with the key in {KEY_VARIABLE}"):
+            open_line(signed).state()
 
     def test_with_signatures_of_other_records(self, signed: Path) -> None:
         macs = [open_line(signed).trail.read(number).mac for number in (1, 2)]

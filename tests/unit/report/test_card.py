@@ -42,7 +42,6 @@ def card(inputs: ReportInputs) -> CardInputs:
         PROVENANCE,
         evaluation=inputs.evaluation,
         unseen_share=0.221,
-        gate_words=("The candidate is promoted.", ["The average score holds."]),
         explanation=EXPLANATION,
         data_stats=inputs.data_stats,
         token_stats=inputs.token_stats,
@@ -62,7 +61,7 @@ def test_it_says_what_an_auditor_asks_for(card: CardInputs, inputs: ReportInputs
         assert f"{figures['value']:+.3f}".replace("-", "−") in one
         assert f"{figures['low']:+.3f} to {figures['high']:+.3f}".replace("-", "−") in one
         assert inputs.evaluation["verdict"]["headline"] in one
-        assert "The candidate is promoted." in one
+        assert "stands in the audit trail" in one
         assert "no reason was written down (option risk.reason)" in one
         assert "With 12 prompts a fault that shows in up to 22.1% of them" in one
         for digest in ("0f0f", "da7a", "c0f1", "c0de", "a119"):
@@ -99,7 +98,7 @@ def test_hostile_text_is_no_markup(card: CardInputs) -> None:
 
 
 def test_the_reference_has_a_card_without_an_evaluation(card: CardInputs) -> None:
-    reference = dataclasses.replace(card, name="Reference", evaluation=None, gate_words=None, explanation=None)
+    reference = dataclasses.replace(card, name="Reference", evaluation=None, explanation=None)
     page = Page(card_html(reference)).text
     assert "to which every roll-back leads" in page
     assert "Reward accuracy" not in page
