@@ -26,16 +26,21 @@ KILLS = {
     "align": 10.0,
     "sample_policy": 5.0,
     "evaluate": 5.0,
+    "register": 0.0,
     "report": 0.0,
 }
 
+AFTER = ("align", "sample_policy", "evaluate", "gate", "register", "report")
+"""From the alignment on."""
 
+
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_killed_after_a_checkpoint(finished_run: FinishedRun, tmp_path: Path) -> None:
     """The alignment goes on from it; what the job leaves is what one that was not killed leaves."""
     storage = tmp_path / "runs"
     shutil.copytree(finished_run.storage, storage)
-    for gone in (*(f"artifacts/{stage}" for stage in ("align", "sample_policy", "evaluate", "report")), "reports"):
+    for gone in (*(f"artifacts/{stage}" for stage in AFTER), "reports", "registry"):
         shutil.rmtree(storage / gone)
     arguments = ["--recipe", str(finished_run.recipe), "--storage", str(storage), "--checkpoint.every_steps", "2"]
     process = job.start(arguments, tmp_path / "killed.log")

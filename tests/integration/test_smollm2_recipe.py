@@ -32,7 +32,7 @@ def test_it_describes_a_compressed_file_of_pairs(tmp_path: Path) -> None:
     ran = dry_run(tmp_path, "--data.path", "mine.jsonl.gz", "--storage", "store")
     assert (ran.returncode, ran.stderr) == (0, "")
     said = " ".join(ran.stdout.split())  # whatever the columns' widths
-    assert "9 of 9 stages to do" in said
+    assert "11 of 11 stages to do" in said
     assert "preference pairs about train 128, validation 16, test 32" in said
     assert "model parameters 134,515,008" in said
     assert "fine-tuning steps" not in said

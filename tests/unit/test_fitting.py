@@ -111,12 +111,12 @@ def test_a_committed_stage_needs_no_room(
 def test_a_killed_training_goes_on_beside_what_it_has_left(
     pairs_file: Path, built_model: Path, tmp_path: Path, small_disk: Callable[[str], Path]
 ) -> None:
-    """On a disk with room for a model and one more checkpoint, two lie there already."""
+    """On a disk with room for a model, its registered copies and one more checkpoint, two lie there already."""
     caches = tmp_path / "caches"
     run = kept_at(pairs_file, built_model, caches)
     parameters = model_shape(run.model, built_model).parameters
     spare = 50_000  # for directories and the rounding to pages
-    storage = small_disk(f"size={(4 + 3 * 12) * parameters + spare}")
+    storage = small_disk(f"size={(3 * 4 + 3 * 12) * parameters + spare}")
     align = AlignmentRun("mine", run, storage)
     store, directory = Store(str(storage)), align.run_directory("align")
     for step in (10, 20):
