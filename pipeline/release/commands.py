@@ -80,6 +80,8 @@ class Explain(Where):
 
     version: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="VERSION|ALIAS")] = "candidate"
     """A number or an alias."""
+    into: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("versions")
+    """Where it is copied to, when the registry is on an object store."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """Also write all of it to this file, as JSON."""
 
@@ -226,7 +228,7 @@ def _explain(command: Explain) -> int:
 
     line = command.open()
     state = line.state()
-    fetched = line.fetch(command.version, Path("versions").absolute())
+    fetched = line.fetch(command.version, command.into.absolute())
     samples = fetched.path / "evaluation" / "samples.parquet"
     if not samples.is_file():
         raise RegistryError(

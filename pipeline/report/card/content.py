@@ -116,7 +116,9 @@ def _method(inputs: CardInputs, tr: Translate) -> list[Block]:
     ]
     if str(loss["method"]).startswith("ra_dpo"):
         if info := MEASURES.get(risk["measure"]):
-            blocks.append(tr("{measure}: {meaning}.").format(measure=risk["measure"], meaning=tr(info.text)))
+            blocks.append(
+                tr("{measure}: {meaning}.").format(measure=risk["measure"], meaning=tr(info.text).replace("`", ""))
+            )
         blocks.append(
             tr("Why this measure and level: {reason}").format(reason=risk["reason"])
             if risk["reason"]
