@@ -47,6 +47,7 @@ def test_a_killed_worker_changes_no_byte(material: Material, tmp_path: Path) -> 
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(200)
 def test_what_would_only_fail_again_is_not_tried_again(material: Material, tmp_path: Path) -> None:
     """A table of tokens that cannot be read."""

@@ -116,6 +116,7 @@ def test_refused_with_one_message(name: str, recipe: Path, tmp_path: Path) -> No
     assert not list(storage.glob("reports/*"))
 
 
+@pytest.mark.long
 def test_more_workers_than_the_machine_has_cpus(recipe: Path, tmp_path: Path) -> None:
     code, output = job.run(
         ["--recipe", str(recipe), "--storage", str(tmp_path / "runs"), "--cluster.num_workers", "500"]

