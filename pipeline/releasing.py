@@ -108,7 +108,10 @@ class ReleaseStages:
             return
         for key in self._store.list("register"):
             released = Path(self._store.location("register", key))
-            known = read_json(released / "release.json")
+            try:
+                known = read_json(released / "release.json")
+            except (OSError, ValueError):
+                continue  # damaged: it is made again
             if (known["root"], known["line"]) == (root, line):
                 raise RegistryError(
                     f"the registry at {root} is gone: line {line} was there on {known['when'][:10]} with record "
