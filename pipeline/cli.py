@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypedDict, get_args, get_origin
@@ -42,8 +42,8 @@ __all__ = ["Argument", "JobRequest", "parse_job", "resolved_yaml", "run_job"]
 
 DEFAULT_RECIPE = "reviews"
 
-SWEEP = "sweep."
-"""How the options begin that only a sweep takes."""
+OF_ONE_JOB = {"sweep": "sweep.py", "realign": "realign.py"}
+"""Sections that not every job takes, with the job that is theirs."""
 PILOT_HELP = (
     "First try everything on this share of the training groups, then repeat the promising combinations (a share "
     "sweep.pilot_keep of them) on all."
@@ -78,12 +78,16 @@ class Argument:
     metavar: str
     help: str
     positional: bool = False
+    flag: bool = False
+    """An option without a value: "yes" when it is given."""
 
     @property
     def field(self) -> Any:
         """As a field of the type that tyro parses."""
         if self.positional:
             return self.name, Annotated[str, tyro.conf.Positional, _help(self.help, self.metavar, "(required)")]
+        if self.flag:
+            return self.name, Annotated[bool, _help(self.help, None, "")], False
         return self.name, Annotated[str | None, _help(self.help, self.metavar, "(default: none)")], None
 
 
@@ -93,11 +97,14 @@ def parse_job(
     argv: Sequence[str] | None = None,
     *,
     sweep: bool = False,
+    sections: Collection[str] = (),
     own: Sequence[Argument] = (),
 ) -> JobRequest:
-    """Parse the arguments of a job (``sys.argv[1:]`` when ``argv`` is None); only a sweep takes the options of one.
+    """Parse the arguments of a job (``sys.argv[1:]`` when ``argv`` is None).
 
     Args:
+        sweep: a sweep, which takes the section of that name, and --pilot.
+        sections: those of `OF_ONE_JOB` that this job takes.
         own: arguments of this job beside the options of a run.
 
     Like every command line parser it ends the process itself: exit code 0 after ``--help``, 2 after one
@@ -105,7 +112,8 @@ def parse_job(
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _parse(prog, description, arguments, sweep, own)
+        taken = {*sections, *(["sweep"] if sweep else [])}
+        return _parse(prog, description, arguments, sweep, _hidden(taken), own)
     except ConfigError as error:
         _print_error(f"{error}\nSee {prog} --help")
         raise SystemExit(EXIT_USAGE) from None
@@ -142,14 +150,25 @@ def run_job(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(code)
 
 
-def _parse(prog: str, description: str, arguments: list[str], sweep: bool, own: Sequence[Argument]) -> JobRequest:
+def _hidden(taken: Collection[str]) -> Mapping[str, str]:
+    return {name: job for name, job in OF_ONE_JOB.items() if name not in taken}
+
+
+def _parse(
+    prog: str,
+    description: str,
+    arguments: list[str],
+    sweep: bool,
+    hidden: Mapping[str, str],
+    own: Sequence[Argument],
+) -> JobRequest:
     recipe = load_recipe(_recipe_argument(arguments))
     flags = ["recipe", "storage", "dry_run", *(["pilot"] if sweep else []), *(a.name for a in own if not a.positional)]
-    known = {*flags, *(name for name in options() if sweep or not name.startswith(SWEEP))}
+    known = {*flags, *(name for name in options() if name.partition(".")[0] not in hidden)}
     if not {"-h", "--help"} & set(arguments):
         _refuse_unknown(arguments, known, flags)
     parsed = tyro.cli(
-        _arguments_type(recipe, sweep, own),
+        _arguments_type(recipe, sweep, hidden, own),
         prog=prog,
         description=f"{description}\n\nAny option of the recipe can be set here. Defaults are those of {recipe.path}.",
         args=arguments,
@@ -159,8 +178,14 @@ def _parse(prog: str, description: str, arguments: list[str], sweep: bool, own: 
     sections = {name: getattr(parsed, name) for name in RunConfig.model_fields if hasattr(parsed, name)}
     overrides = {dotted: _null(value, options()[dotted]) for dotted, value in flat(sections).items()}
     pilot = _share(parsed.pilot) if sweep else None
-    given = {argument.name: getattr(parsed, argument.name) for argument in own}
+    given = {argument.name: _given(argument, getattr(parsed, argument.name)) for argument in own}
     return JobRequest(recipe.name, parsed.storage, parsed.dry_run, resolve(recipe, overrides), pilot, given)
+
+
+def _given(argument: Argument, value: Any) -> str | None:
+    if argument.flag:
+        return "yes" if value else None
+    return None if value is None else str(value)
 
 
 def _share(text: str | None) -> float | None:
@@ -196,7 +221,8 @@ def _refuse_unknown(arguments: Sequence[str], known: set[str], own: list[str]) -
         if dotted in known:
             continue
         if dotted in options():
-            problems.append(f"{argument.partition('=')[0]} belongs to sweep.py: leave it out here")
+            job = OF_ONE_JOB[dotted.partition(".")[0]]
+            problems.append(f"{argument.partition('=')[0]} belongs to {job}: leave it out here")
             continue
         close = difflib.get_close_matches(dotted, own, n=1)
         nearest = close[0].replace("dry_run", "dry-run") if close else nearest_option(dotted)
@@ -206,7 +232,7 @@ def _refuse_unknown(arguments: Sequence[str], known: set[str], own: list[str]) -
         raise ConfigError("\n".join(problems))
 
 
-def _arguments_type(recipe: Recipe, sweep: bool, own: Sequence[Argument]) -> Any:
+def _arguments_type(recipe: Recipe, sweep: bool, hidden: Collection[str], own: Sequence[Argument]) -> Any:
     """The type tyro parses: the job's own arguments, then the recipe's options, each absent unless it was given.
 
     Values stay text here: `pipeline.recipes.resolve` validates them together with the recipe's.
@@ -221,9 +247,7 @@ def _arguments_type(recipe: Recipe, sweep: bool, own: Sequence[Argument]) -> Any
     ]
     if sweep:
         fields.append(("pilot", Annotated[str | None, _help(PILOT_HELP, "SHARE", "(default: none)")], None))
-    sections = [
-        (name, of) for name, of in _section_types(RunConfig, recipe.values).items() if sweep or f"{name}." != SWEEP
-    ]
+    sections = [(name, of) for name, of in _section_types(RunConfig, recipe.values).items() if name not in hidden]
     return make_dataclass("Job", fields + sections, kw_only=True)
 
 

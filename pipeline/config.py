@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from pipeline.catalogue import check_measure, is_risk_measure
+from pipeline.realign_config import RealignConfig
 from pipeline.release_config import GateConfig, RegistryConfig, ReportConfig
 from pipeline.section import Section
 from pipeline.sweep_config import SweepConfig
@@ -83,6 +84,9 @@ class DataConfig(Section):
     """Longest response, its end-of-sequence token included; see 'overlong'."""
     overlong: Literal["drop", "truncate"] = "drop"
     """A pair with a longer response is dropped and counted, or keeps its start (then without EOS)."""
+    leave_out: str | None = None
+    """Rows that are not used though they stand in the data: a file or URL with the id of a row's content on each line,
+    as jobs/realign.py writes it of rows that it holds back for a person."""
     strict: bool = False
     """Stop on the first faulty row instead of dropping and counting it."""
     max_dropped_fraction: float = Field(0.2, ge=0, le=1)
@@ -381,6 +385,10 @@ def tier_fault(tier: Tier, method: Method, measure: str) -> str | None:
     return None
 
 
+OF_NO_STAGE = frozenset({"sweep", "realign"})
+"""Sections of a run that none of its stages reads."""
+
+
 class RunConfig(Section):
     """One alignment run."""
 
@@ -399,6 +407,7 @@ class RunConfig(Section):
     registry: RegistryConfig = RegistryConfig()
     report: ReportConfig = ReportConfig()
     sweep: SweepConfig = SweepConfig()
+    realign: RealignConfig = RealignConfig()
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:

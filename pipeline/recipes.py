@@ -21,7 +21,11 @@ from pydantic.fields import FieldInfo
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.realign_config import RealignConfig
 from pipeline.sweep_config import SweepConfig
+
+ONE_JOB_ONLY: Mapping[str, BaseModel] = MappingProxyType({"sweep": SweepConfig(), "realign": RealignConfig()})
+"""Sections that are left out of a resolved run when nothing of them is set."""
 
 RECIPES = Path(__file__).resolve().parent.parent / "jobs" / "recipes"
 """Where recipes are found by name: ``jobs/recipes`` beside the package."""
@@ -108,7 +112,7 @@ def resolve(recipe: Recipe, overrides: Mapping[str, Any]) -> RunConfig:
 
 def resolved_yaml(run: RunConfig) -> str:
     """The run with every default filled in, as YAML that is itself a recipe for the same run."""
-    none = {"sweep"} if run.sweep == SweepConfig() else set()
+    none = {name for name, section in ONE_JOB_ONLY.items() if getattr(run, name) == section}
     return yaml.safe_dump(run.model_dump(mode="json", exclude=none), sort_keys=False, allow_unicode=True, width=100)
 
 

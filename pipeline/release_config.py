@@ -82,6 +82,10 @@ class RegistryConfig(Section):
     """Judge the policy by the gate, register it and move the alias; without it a run ends with its report."""
     root: str | None = None
     """A directory that every node sees, or a URL such as s3://bucket/prefix. None is 'registry' below the storage."""
+    line: str | None = Field(None, pattern=r"^[0-9a-f]{1,64}$")
+    """Go on with this line (its name, or how that begins): its reference, version 0, is the model, so that data may
+    grow while the reference stays. Nothing is built or fine-tuned then, whatever model and sft say. None begins, or
+    finds, the line of the run's own reference."""
     alias: str = Field("production", pattern=r"^[a-z][a-z0-9_-]{0,30}$")
     """What the gate moves, and what it compares with."""
     decisions: Literal["act", "record"] = "act"

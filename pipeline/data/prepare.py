@@ -9,7 +9,7 @@ from pipeline.config import DataConfig
 from pipeline.data.checks import DUPLICATE, DUPLICATE_ID, DropLog, RowError, check_pair
 from pipeline.data.formats import content_id, to_pair
 from pipeline.data.reviews import read_reviews, review_pairs, review_texts
-from pipeline.data.sources import Located, read_rows
+from pipeline.data.sources import Located, left_out, read_rows
 from pipeline.data.splits import config_split, hash_key, in_hash_order, require_splits
 from pipeline.data.tables import write_json, write_jsonl, write_table
 from pipeline.records import SPLITS, DroppedRow, PairRow, Split, TextRow
@@ -23,13 +23,7 @@ def prepare(config: DataConfig, out_dir: Path) -> None:
     Raises DataError for a source that cannot be read or used.
     """
     log = DropLog(config)
-    if config.format == "reviews":
-        reviews, total = read_reviews(read_rows(config), log)
-        pairs, texts = review_pairs(reviews), review_texts(reviews)
-    else:
-        pairs, total = read_pairs(read_rows(config), config, log)
-        texts = None
-    log.finish(total)
+    pairs, texts, total = usable_pairs(config, log)
     splits = split_pairs(pairs, config)
     groups = {name: len({pair.group for pair in splits[name]}) for name in SPLITS}
     require_splits({name: len(splits[name]) for name in SPLITS}, groups, "after splitting by group")
@@ -51,6 +45,25 @@ def prepare(config: DataConfig, out_dir: Path) -> None:
         "dropped": log.counts(),
     }
     write_json(out_dir / "stats.json", stats)
+
+
+def usable_pairs(config: DataConfig, log: DropLog) -> tuple[list[PairRow], list[TextRow] | None, int]:
+    """Every pair of the source that can be used and is not left out, texts for fine-tuning where they are not the
+    pairs' own, and how many rows there were. Raises as `prepare`."""
+    texts = None
+    if config.format == "reviews":
+        reviews, total = read_reviews(read_rows(config), log)
+        pairs, texts = review_pairs(reviews), review_texts(reviews)
+    else:
+        pairs, total = read_pairs(read_rows(config), config, log)
+    log.finish(total)
+    out = left_out(config)
+    return [pair for pair in pairs if content_of(pair) not in out], texts, total
+
+
+def content_of(pair: PairRow) -> str:
+    """The id of a pair's content, whatever its row id is."""
+    return content_id(pair.prompt, pair.chosen, pair.rejected)
 
 
 def read_pairs(rows: Iterable[Located], config: DataConfig, log: DropLog) -> tuple[list[PairRow], int]:

@@ -19,10 +19,12 @@ from pipeline.data.files import KNOWN_ENDINGS, ending, read_file
 from pipeline.data.formats import needed_columns
 from pipeline.data.reviews import COLUMNS as REVIEW_COLUMNS
 from pipeline.errors import DataError
+from pipeline.places import Place
 
 Located = tuple[str, dict[str, Any]]
 
 REVIEWS_FILE = "data/rotten_tomatoes_corpus_full.csv.bz2"
+_CONTENT_ID = re.compile(r"[0-9a-f]{16}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _NOT_A_HUB_ENDING = (".txt", ".tsv", ".zip", ".xlsx", ".arrow", ".bz2", ".zst", ".xz")
@@ -47,10 +49,40 @@ def read_rows(config: DataConfig) -> Iterator[Located]:
 
 def source_digest(config: DataConfig) -> str:
     """sha256 (hex) that changes with the source's contents: the bytes of the files and their relative names,
-    or, for a hub data set, its id, the split that is read and the commit that the revision stands for now.
+    or, for a hub data set, its id, the split that is read and the commit that the revision stands for now; and with
+    the rows that are left out.
 
     Raises DataError when the source is missing or the hub cannot be asked.
     """
+    out = left_out(config)
+    if not out:
+        return _source_digest(config)
+    return hashlib.sha256("\n".join([_source_digest(config), *sorted(out)]).encode()).hexdigest()
+
+
+def left_out(config: DataConfig) -> frozenset[str]:
+    """Content ids of the rows that ``data.leave_out`` names; none without it.
+
+    Raises:
+        DataError: when there is no such file, or a line of it is no content id.
+    """
+    if config.leave_out is None:
+        return frozenset()
+    directory, _, name = config.leave_out.rpartition("/")
+    try:
+        lines = Place(directory or ".", "--data.leave_out").read(name).decode("ascii", "replace").splitlines()
+    except FileNotFoundError as error:
+        raise DataError(f"data.leave_out: there is no file {config.leave_out}: correct it, or leave it out") from error
+    for number, line in enumerate(lines, start=1):
+        if not _CONTENT_ID.fullmatch(line):
+            raise DataError(
+                f"data.leave_out: {config.leave_out}:{number} is {line[:40]!r}, needed is the id of a row's content "
+                "(16 hexadecimal digits) on each line"
+            )
+    return frozenset(lines)
+
+
+def _source_digest(config: DataConfig) -> str:
     digest = hashlib.sha256()
     if config.path == REVIEWS:
         files = {REVIEWS_FILE: _reviews_file()}

@@ -74,7 +74,8 @@ def test_help_is_quick_and_tells_options_sections_and_defaults_of_the_recipe(tmp
     assert "--dry_run Print" in text
     assert "Fine-tuning of the base model before alignment" in text
     for name in options():
-        assert (f"--{name} " in text) == (not name.startswith("sweep.")), "a sweep's options are sweep.py's"
+        of_one_job = name.startswith(("sweep.", "realign."))
+        assert (f"--{name} " in text) != of_one_job, "a sweep's options are sweep.py's"
     # The promise is one second; a busy machine running other tests gets some slack.
     assert seconds < 5
 
@@ -238,8 +239,21 @@ class TestSweepOptions:
         with pytest.raises(SystemExit):
             self.sweep("--help")
         text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-        assert all(f"--{name} " in text for name in options())
+        assert all((f"--{name} " in text) != name.startswith("realign.") for name in options())
         assert "--pilot SHARE First try everything on this share" in text
+
+    def test_a_job_may_take_several_sections_and_have_flags(self, capsys: pytest.CaptureFixture[str]) -> None:
+        def realign(*arguments: str) -> JobRequest:
+            own = (Argument("list", "", "Look back.", flag=True),)
+            return parse_job("realign.py", "Again.", arguments, sections=("sweep", "realign"), own=own)
+
+        assert "--realign.pilot belongs to realign.py: leave it out here" in refusal(capsys, "--realign.pilot", "0.1")
+        found = realign("--realign.pilot", "0.1", "--sweep.seeds", "3", "--list")
+        assert (found.run.realign.pilot, found.run.sweep.seeds, found.arguments) == (0.1, (3,), {"list": "yes"})
+        assert realign().arguments == {"list": None}
+        with pytest.raises(SystemExit):
+            realign("--pilot", "0.1")
+        assert "unknown option --pilot" in capsys.readouterr().err
 
     def test_the_recipes_space_gives_way_to_the_given_one(self, tmp_path: Path) -> None:
         recipe = tmp_path / "mine.yaml"

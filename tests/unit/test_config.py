@@ -179,6 +179,6 @@ def test_options_lists_every_leaf_once_and_the_resolved_run_holds_them_all() -> 
     assert {"data.path", "model.build.vocab_size", "sft.optim.lr", "risk.level", "wandb.mode"} <= set(names)
     text = resolved_yaml(run())
     for name in names:
-        assert f"{name.rsplit('.', 1)[-1]}:" in text or name.startswith("sweep."), "no sweep, no section"
+        assert f"{name.rsplit('.', 1)[-1]}:" in text or name.startswith(("sweep.", "realign.")), "no sweep, no section"
     assert "sweep:" not in text
     assert "seeds:\n" in resolved_yaml(run(sweep={"seeds": [3]})).split("sweep:")[1]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import DataConfig
+from pipeline.data.formats import content_id
 from pipeline.data.prepare import prepare
 from pipeline.data.sources import source_digest
 from pipeline.data.splits import split_of
@@ -149,3 +150,30 @@ def test_the_real_reviews(tmp_path: Path) -> None:
     held_out = {text for name in ("validation", "test") for p in splits[name] for text in (p.chosen, p.rejected)}
     assert not held_out & {row.response for row in sft}
     assert {row.group for row in sft} > films["train"]
+
+
+def test_rows_are_left_out_by_their_content_wherever_they_stand(tmp_path: Path, jsonl: Callable[..., Path]) -> None:
+    rows = good_rows()
+    source = jsonl(rows)
+    left = [content_id(*(row[name] for name in ("prompt", "chosen", "rejected"))) for row in rows[5:9]]
+    names = tmp_path / "held.txt"
+    names.write_text("".join(f"{one}\n" for one in left))
+    splits = run(source, tmp_path / "out", leave_out=str(names))
+    kept = {pair.chosen for pairs in splits.values() for pair in pairs}
+    assert kept == {row["chosen"] for row in rows} - {row["chosen"] for row in rows[5:9]}
+    again = jsonl(rows[::-1], "turned.jsonl")
+    assert run(again, tmp_path / "again", leave_out=str(names)) == splits
+
+    plain = DataConfig(path=str(source))
+    with_names = plain.model_copy(update={"leave_out": str(names)})
+    assert source_digest(with_names) != source_digest(plain)
+    names.write_text(names.read_text() + left[0] + "\n")
+    before = source_digest(with_names)
+    names.write_text(f"{left[0]}\n")
+    assert source_digest(with_names) != before
+
+    names.write_text(f"{left[0]}\nrow 17\n")
+    with pytest.raises(DataError, match=r"held\.txt:2 is 'row 17'"):
+        source_digest(with_names)
+    with pytest.raises(DataError, match="there is no file"):
+        source_digest(plain.model_copy(update={"leave_out": str(tmp_path / "none.txt")}))
