@@ -33,6 +33,16 @@ class DiskFiles:
         except FileNotFoundError:
             return []
 
+    def folders(self) -> list[str]:
+        try:
+            with os.scandir(self._directory) as entries:
+                return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+        except FileNotFoundError:
+            return []
+
+    def modified(self, name: str) -> float:
+        return (self._directory / name).stat().st_mtime
+
     def size(self, name: str) -> int | None:
         try:
             return (self._directory / name).stat().st_size
@@ -67,6 +77,16 @@ class DiskFiles:
                 self.publish(Path(shutil.copyfile(local, scratch / name)), name)
             local.unlink()
         fsync(self._directory)
+
+    def adopt(self, source: DiskFiles, name: str, new_name: str) -> None:
+        with self.scratch() as scratch:
+            try:
+                os.link(source._directory / name, scratch / new_name)
+            except FileNotFoundError:
+                raise
+            except OSError:  # another disk, one without links, or a file of somebody else
+                shutil.copyfile(source._directory / name, scratch / new_name)
+            self.publish(scratch / new_name, new_name)
 
     def write(self, name: str, data: bytes) -> None:
         with self.scratch() as scratch:

@@ -63,6 +63,19 @@ class ObjectFiles:
         below = [path.rsplit("/", 1) for path, _ in found if path.strip("/") != self._base.strip("/")]
         return sorted(name for _, name in below if not name.startswith("."))
 
+    def folders(self) -> list[str]:
+        try:
+            entries = self._fs.ls(self._base, detail=True)
+        except FileNotFoundError as error:
+            if bucket_is_missing(error):
+                raise
+            return []
+        names = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory"]
+        return sorted(name for name in names if not name.startswith("."))
+
+    def modified(self, name: str) -> float:
+        return float(self._fs.modified(self._at(name)).timestamp())
+
     def size(self, name: str) -> int | None:
         try:
             return int(self._fs.info(self._at(name))["size"])
@@ -91,6 +104,9 @@ class ObjectFiles:
     def publish(self, local: Path, name: str) -> None:
         self._fs.put_file(str(local), self._at(name))
         local.unlink()
+
+    def adopt(self, source: ObjectFiles, name: str, new_name: str) -> None:
+        self._fs.cp_file(source._at(name), self._at(new_name))
 
     def write(self, name: str, data: bytes) -> None:
         self._put(name, data, "overwrite")

@@ -72,6 +72,20 @@ class Place:
         with self._explained("listed"):
             return self._files.names()
 
+    def folders(self) -> list[str]:
+        """Names of the directories directly below, sorted; empty if the directory is not there."""
+        with self._explained("listed"):
+            return self._files.folders()
+
+    def modified(self, name: str) -> float:
+        """When a file was written, in seconds since the epoch by the clock of the disk or the store.
+
+        Raises:
+            FileNotFoundError: when it is absent.
+        """
+        with self._explained("read"):
+            return self._files.modified(name)
+
     def size(self, name: str) -> int | None:
         """Bytes of a file; None when it is absent."""
         with self._explained("read"):
@@ -116,6 +130,21 @@ class Place:
         disk or in the store; ``local`` is consumed (moved, where it lies in the place's `scratch`)."""
         with self._explained("written"):
             self._files.publish(local, name)
+
+    def adopt(self, source: Place, name: str, new_name: str) -> None:
+        """Make the file ``name`` of a place of the same kind the file ``new_name`` of this one, as `publish` does, and
+        without its bytes passing through: a second name for them on a disk (a copy where it knows no links), a copy
+        made by the store.
+
+        Raises:
+            FileNotFoundError: when it is absent.
+        """
+        with self._explained("adopted"):
+            if isinstance(self._files, DiskFiles) and isinstance(source._files, DiskFiles):
+                return self._files.adopt(source._files, name, new_name)
+            assert isinstance(self._files, ObjectFiles)
+            assert isinstance(source._files, ObjectFiles)
+            self._files.adopt(source._files, name, new_name)
 
     def write(self, name: str, data: bytes) -> None:
         """Make ``data`` the small file ``name``, as `publish` does."""

@@ -116,6 +116,30 @@ class TestFiles:
         assert place.names() == []
         assert place.below("x").names() == []
 
+    def test_folders_and_times(self, place: Place) -> None:
+        assert place.folders() == []
+        began = time.time()
+        for name in ("y", "x"):
+            place.below(name).write("a", b"1")
+        place.write("b", b"1")
+        assert place.folders() == ["x", "y"]
+        assert abs(place.below("x").modified("a") - began) < 60
+        with pytest.raises(FileNotFoundError):
+            place.modified("none")
+
+    def test_a_file_of_another_place_is_adopted(self, place: Place) -> None:
+        source, data = place.below("source"), os.urandom(2_000_000)
+        publish(source, data, "a")
+        place.below("made").adopt(source, "a", "b")
+        place.below("made").adopt(source, "a", "b")
+        assert (place.below("made").names(), place.below("made").read("b")) == (["b"], data)
+        source.write("a", b"other")
+        source.remove("a")
+        assert place.below("made").read("b") == data
+        with pytest.raises(FileNotFoundError):
+            place.below("made").adopt(source, "a", "c")
+        assert place.below("made").names() == ["b"]
+
     def test_many_names(self, place: Place) -> None:
         names = [f"{number:04d}" for number in range(40)]
         for name in reversed(names):
@@ -195,6 +219,17 @@ class TestLocal:
         assert place.read("a") == b"from afar"
         assert not elsewhere.exists()
         assert list((tmp_path / "place" / ".scratch").iterdir()) == []
+
+    def test_an_adopted_file_takes_no_room_on_its_own_disk(
+        self, tmp_path: Path, small_disk: Callable[[str], Path]
+    ) -> None:
+        here = Place(str(tmp_path / "here"))
+        here.write("a", b"1")
+        here.below("again").adopt(here, "a", "b")
+        assert (tmp_path / "here" / "a").samefile(tmp_path / "here" / "again" / "b")
+        there = Place(str(small_disk("size=1m") / "there"))
+        there.adopt(here, "a", "b")
+        assert there.read("b") == b"1"
 
     def test_free_bytes(self, tmp_path: Path) -> None:
         assert (Place(str(tmp_path / "not" / "there")).free_bytes() or 0) > 0
