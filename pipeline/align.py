@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import stages
-from pipeline.artifacts import Artifact, Store
+from pipeline.artifacts import Artifact
 from pipeline.checkpoints.directory import RunDirectory
 from pipeline.checkpoints.location import run_directory
-from pipeline.config import BUILD_GPT_NEOX, MADE_BY_THE_JOB, RunConfig
+from pipeline.config import BUILD_GPT_NEOX, MADE_BY_THE_JOB, OF_NO_STAGE, RunConfig
 from pipeline.errors import ArtifactError
 from pipeline.graph import PlannedStage, Stage, StageContext, plan, up_to
 from pipeline.keys import (
@@ -45,6 +45,7 @@ from pipeline.reference.location import bytes_there, caches_at, check_cache
 from pipeline.release.registry import line_name, root_of
 from pipeline.releasing import ReleaseParts, ReleaseStages
 from pipeline.stages import read_json
+from pipeline.storage import Storage
 from pipeline.training.spec import TrainSpec
 
 RELEASE = {"gate", "register", "report"}
@@ -81,11 +82,11 @@ class AlignmentRun:
     Args:
         recipe: its name, for the report.
         run: the whole description.
-        storage: root of the store; scratch directories of Ray Train and W&B live beside the artefacts.
+        storage: where artefacts are; scratch directories of Ray Train and W&B are on the nodes.
         until: stages to stop after; none is the whole run.
     """
 
-    def __init__(self, recipe: str, run: RunConfig, storage: Path, until: Collection[str] = ()) -> None:
+    def __init__(self, recipe: str, run: RunConfig, storage: Storage, until: Collection[str] = ()) -> None:
         from pipeline.data.sources import source_digest
         from pipeline.evaluation.scorers import check_scorers
 
@@ -226,7 +227,7 @@ class AlignmentRun:
         return graph
 
     def _report_stage(self, graph: Sequence[Stage]) -> Stage:
-        described = self.run.model_dump(mode="json", exclude={"cluster", "checkpoint", "wandb", "sweep"})
+        described = self.run.model_dump(mode="json", exclude={"cluster", "checkpoint", "wandb", *OF_NO_STAGE})
         of_report = {"recipe": self.recipe, "run": described}
         names = tuple(stage.name for stage in graph)
         return Stage("report", 2, self._report, options=of_report, inputs=names, check=self._check_report, local=True)
@@ -236,7 +237,7 @@ class AlignmentRun:
         release = read_json(artifact.path / "summary.json")["release"]
         if release is None:
             return
-        store = Store(str(self.storage), create=False)
+        store = self.storage.store(create=False)
         made = Path(store.location("register", self.planned["register"].key)) / "release.json"
         if not made.is_file() or read_json(made)["digest"] != release["digest"]:
             raise ArtifactError("its policy was registered anew")
@@ -276,7 +277,7 @@ class AlignmentRun:
         pairs = read_json(context.out_dir / "stats.json")["rows"]
         context.info["note"] = ", ".join(f"{name} {count:,}" for name, count in pairs.items()) + " pairs"
         # The counts are exact now, and nothing that is expensive has run yet.
-        store = Store(str(self.storage), create=False)
+        store = self.storage.store(create=False)
         there = 0 if self._reference.stage == "sft" else bytes_there(self.run, model, context.out_dir, self.storage)
         counts = counts_of(context.out_dir)
         require_room(self.run, self.planned, store, self.storage, counts, model, reference_there_bytes=there)
@@ -321,7 +322,7 @@ class AlignmentRun:
         self.remove_checkpoints()  # of the training before this one
         directory = self.run_directory(kind)
         spec = self.training(kind, context.inputs, context.out_dir, directory)
-        result = run_training(spec, self.storage / "ray_train", context.progress, context.say)
+        result = run_training(spec, self.storage.here / "ray_train", context.progress, context.say)
         context.info |= dataclasses.asdict(result)
         record = read_json(context.out_dir / "training.json")
         skipped = f", {record['skipped_steps']} left out" if record["skipped_steps"] else ""
@@ -358,13 +359,13 @@ class AlignmentRun:
             out_dir=str(out_dir),
             run_dir=str(run_dir),
             identity=self._identity(kind, reference),
-            wandb_dir=str(self.storage / "wandb"),
+            wandb_dir=str(self.storage.here / "wandb"),
             name=f"{self.recipe}-{kind}-{self.planned[kind].key[:8]}",
         )
 
     def run_directory(self, kind: str) -> Path:
         """Where a training stage keeps its checkpoints until its artefact is committed."""
-        return run_directory(self.storage, kind, self.planned[kind].key)
+        return run_directory(self.storage.here, kind, self.planned[kind].key)
 
     def _identity(self, kind: str, reference: str | None) -> dict[str, Any]:
         made_from = self.planned[kind].made_from
@@ -380,11 +381,11 @@ class AlignmentRun:
     @property
     def published(self) -> Path:
         """The directory in which a person finds the report of the whole run."""
-        return self.storage / "reports" / f"{self.recipe}-{self.planned['report'].key[:8]}"
+        return self.storage.here / "reports" / f"{self.recipe}-{self.planned['report'].key[:8]}"
 
     def under_way(self) -> bool:
         """Whether a training has left checkpoints from which this run will go on."""
-        store = Store(str(self.storage), create=False)
+        store = self.storage.store(create=False)
         to_do = [kind for kind in ("sft", "align") if kind in self.planned]
         return any(
             RunDirectory(self.run_directory(kind), {}).steps()
@@ -394,7 +395,7 @@ class AlignmentRun:
 
     def remove_checkpoints(self) -> None:
         """Remove what no committed training needs any more, also of a job that was killed before it came to that."""
-        store = Store(str(self.storage), create=False)
+        store = self.storage.store(create=False)
         for kind in ("sft", "align"):
             if kind in self.planned and store.exists(kind, self.planned[kind].key):
                 RunDirectory(self.run_directory(kind), {}).remove()

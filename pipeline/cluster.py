@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pipeline.config import ClusterConfig
 from pipeline.errors import ClusterError, PipelineError
+from pipeline.storage import Storage
 
 _CONNECT_TIMEOUT_S = 5.0
 _POLL_S = 2.0
@@ -25,7 +26,7 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def connected(
-    config: ClusterConfig, storage: Path, reference_threads: int = 1, least_workers: int | None = None
+    config: ClusterConfig, storage: Storage, reference_threads: int = 1, least_workers: int | None = None
 ) -> Iterator[str]:
     """Join the configured cluster, or one that ``ray start`` made on this machine, or start a local one; yields a
     line that says which. Checks resources, and that every node sees the storage.
@@ -79,7 +80,7 @@ def connected(
         described = "started Ray on this machine"
     try:
         _await_resources(config, reference_threads, config.num_workers if least_workers is None else least_workers)
-        check_visible(storage, "--storage")
+        check_visible(storage.here, "--storage")
         cpus = ray.cluster_resources().get("CPU", 0)
         gpus = ray.cluster_resources().get("GPU", 0)
         yield f"{described}: {len(alive_nodes())} node(s), {cpus:g} CPUs, {gpus:g} GPUs"

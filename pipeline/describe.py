@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console as RichConsole
@@ -21,6 +20,7 @@ from pipeline.recipes import resolved_yaml
 from pipeline.records import SPLITS
 from pipeline.reference_speed import Speed, measure_speed, reference_actors
 from pipeline.room import Room, refusal
+from pipeline.storage import Storage
 from pipeline.survey import model_directory, model_shape, token_counts
 from pipeline.tiers import KINDS, choosing, chosen_kind, is_upper_bound, kind_name, loss_name, serves
 from pipeline.units import bytes_text
@@ -34,7 +34,7 @@ _UNKNOWN = "not known before the data set is read from the hub"
 def describe(
     run: RunConfig,
     planned: Mapping[str, PlannedStage],
-    storage: Path,
+    storage: Storage,
     stream: TextIO | None = None,
     *,
     reference_there_bytes: int = 0,
@@ -48,13 +48,13 @@ def describe(
         PipelineError: for data, a model or a storage that the run itself would refuse.
         ArtifactError: when the run clearly does not fit where it would write (after everything is printed).
     """
-    store = Store(str(storage), create=False)
+    store = storage.store(create=False)
     console = _console(stream)
     console.print(resolved_yaml(run), soft_wrap=True)
     seconds = {name: _seconds(store, name, item, is_read(item, planned, store)) for name, item in planned.items()}
     console.print(_stage_table(planned, seconds))
     to_do = [name for name, known in seconds.items() if known is None]
-    console.print(f"\n{len(to_do)} of {len(planned)} stages to do, storage {storage}\n", soft_wrap=True)
+    console.print(f"\n{len(to_do)} of {len(planned)} stages to do, storage {storage.root}\n", soft_wrap=True)
 
     directory = model_directory(run.model, planned, store)
     shape = model_shape(run.model, directory)

@@ -17,23 +17,24 @@ from pipeline.graph import PlannedStage
 from pipeline.places import Place
 from pipeline.plan import TokenCounts, cost
 from pipeline.room import Room, refusal
+from pipeline.storage import Storage
 from pipeline.survey import model_shape
 
 
-def find_room(run: RunConfig, storage: Path) -> Room:
+def find_room(run: RunConfig, storage: Storage) -> Room:
     """What is free where the run writes: at the storage and where its reference cache is kept.
 
     Raises:
         ArtifactError: when ``reference.root`` is a directory that cannot be written, or cannot be reached.
     """
-    at = existing(storage)
+    at = existing(storage.here)
     free = shutil.disk_usage(at).free
     if run.reference.root is None:
-        return Room(str(storage), free, str(storage / "references"), free, shared=True)
+        return Room(str(storage.here), free, storage.at("references"), free, shared=True)
     place = Place(run.reference.root)
     if not place.is_local:
         place.names()  # one that cannot be reached is found now, not after fine-tuning
-        return Room(str(storage), free, place.root, None, shared=False)
+        return Room(str(storage.here), free, place.root, None, shared=False)
     root = existing(Path(place.root))
     problem = errno.ENOTDIR if not root.is_dir() else 0 if os.access(root, os.W_OK | os.X_OK) else errno.EACCES
     if problem:
@@ -42,20 +43,20 @@ def find_room(run: RunConfig, storage: Path) -> Room:
             "set --reference.root to a directory you may write"
         )
     shared = root.stat().st_dev == at.stat().st_dev
-    return Room(str(storage), free, place.root, place.free_bytes(), shared)
+    return Room(str(storage.here), free, place.root, place.free_bytes(), shared)
 
 
-def checkpoints_there_bytes(storage: Path, planned: Mapping[str, PlannedStage], to_do: Collection[str]) -> int:
+def checkpoints_there_bytes(storage: Storage, planned: Mapping[str, PlannedStage], to_do: Collection[str]) -> int:
     """What killed trainings that are still to do have left in their directories: they go on from it."""
     trainings = [stage for stage in ("sft", "align") if stage in to_do]
-    return sum(held_bytes(run_directory(storage, stage, planned[stage].key)) for stage in trainings)
+    return sum(held_bytes(run_directory(storage.here, stage, planned[stage].key)) for stage in trainings)
 
 
 def require_room(
     run: RunConfig,
     planned: Mapping[str, PlannedStage],
     store: Store,
-    storage: Path,
+    storage: Storage,
     counts: TokenCounts | None,
     model: Path | None,
     *,

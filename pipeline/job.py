@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.align import AlignmentRun
     from pipeline.artifacts import Artifact, Store
     from pipeline.config import RunConfig
+    from pipeline.storage import Storage
 
 RESULTS = ("report.html", "summary.json")
 
@@ -68,33 +69,31 @@ def _run(request: JobRequest, job: str, title: str, until: Collection[str], fini
     return 0
 
 
-def storage_of(request: JobRequest) -> Path:
-    """The directory that a job works in.
+def storage_of(request: JobRequest) -> Storage:
+    """Where a job works.
 
     Raises:
         ConfigError: for a URL.
     """
-    from pipeline.surroundings import default_storage
+    from pipeline.storage import open_storage
 
-    root = request.storage or default_storage()
-    if "://" in root:
+    storage = open_storage(request.storage)
+    if not storage.is_local:
         raise ConfigError(
-            f"--storage: {root!r} is a URL; give a directory that every node of the cluster sees "
+            f"--storage: {storage.root!r} is a URL; give a directory that every node of the cluster sees "
             "(--reference.root takes a URL for the reference caches)"
         )
-    return Path(root).expanduser().resolve()
+    return storage
 
 
 @contextlib.contextmanager
-def opened(request: JobRequest, storage: Path, job: str, title: str) -> Iterator[tuple[Store, Console]]:
+def opened(request: JobRequest, storage: Storage, job: str, title: str) -> Iterator[tuple[Store, Console]]:
     """The store and the console of a job that runs, with what libraries say sent to its log."""
-    from pipeline.artifacts import Store
-
-    store = Store(str(storage))
-    log_path = storage / "logs" / f"{job}-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
+    store = storage.store()
+    log_path = storage.here / "logs" / f"{job}-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
     quiet_libraries(log_path)
     with Console(log_path) as console:
-        console.line(f"Ra-DPO {title}: recipe {recipe_name(request)}, storage {storage}")
+        console.line(f"Ra-DPO {title}: recipe {recipe_name(request)}, storage {storage.root}")
         yield store, console
 
 
@@ -188,13 +187,12 @@ def _publish(run: AlignmentRun, request: JobRequest, result: dict[str, Artifact]
     return directory
 
 
-def describe_run(request: JobRequest, described: RunConfig, storage: Path, until: Collection[str]) -> None:
+def describe_run(request: JobRequest, described: RunConfig, storage: Storage, until: Collection[str]) -> None:
     """Print a run up to some stages, and what it costs, without running anything."""
     from pipeline.align import AlignmentRun
-    from pipeline.artifacts import Store
     from pipeline.describe import describe
 
-    run, store = AlignmentRun(recipe_name(request), described, storage, until), Store(str(storage), create=False)
+    run, store = AlignmentRun(recipe_name(request), described, storage, until), storage.store(create=False)
     have: dict[str, Artifact] = {}
     for name, item in run.planned.items():
         if name in ("base", "tokens", "sft"):

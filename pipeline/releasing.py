@@ -22,9 +22,8 @@ from typing import Any
 import yaml
 
 from pipeline import stages
-from pipeline.artifacts import Store
 from pipeline.catalogue import measure_label
-from pipeline.config import RISK_METHODS, RunConfig
+from pipeline.config import OF_NO_STAGE, RISK_METHODS, RunConfig
 from pipeline.data.tables import read_table, write_json
 from pipeline.digests import digest_file, digest_json
 from pipeline.errors import ArtifactError, PipelineError, RegistryError
@@ -46,13 +45,14 @@ from pipeline.release.wording import explain
 from pipeline.report.card import CardInputs, card_html, card_markdown
 from pipeline.report.language import translator
 from pipeline.stages import read_json
+from pipeline.storage import Storage
 
 _SAMPLES = "samples.parquet"
 _JUDGED = ("data", "tokens", "align", "sample_reference", "evaluate")
 """Stages of whose results a version is made."""
 COPIES = "versions"
 """Below the storage: copies of versions whose registry is on an object store."""
-NOT_THE_POLICY = {"cluster", "checkpoint", "wandb", "sweep", "gate", "registry", "report"}
+NOT_THE_POLICY = {"cluster", "checkpoint", "wandb", "gate", "registry", "report", *OF_NO_STAGE}
 """Sections that change nothing about what a policy is."""
 
 
@@ -62,7 +62,7 @@ class ReleaseParts:
 
     recipe: str
     run: RunConfig
-    storage: Path
+    storage: Storage
     root: str
     """Of the registry."""
     line: str
@@ -89,7 +89,7 @@ class ReleaseStages:
         self._gate: dict[str, Any] = {"gate": self._run.gate.model_dump(mode="json"), "range": ends}
         self._policy = digest_json(self._gate)
         self._act = self._run.registry.decisions == "act"
-        self._store = Store(str(parts.storage), create=False)
+        self._store = parts.storage.store(create=False)
         self._require_known()
         self.standing: Standing = standing(
             parts.root,
@@ -197,7 +197,7 @@ class ReleaseStages:
     def _fetched(self) -> Fetched:
         """What is in production, every byte verified, where every node sees it."""
         assert self.standing.incumbent is not None
-        return self._line().fetch(str(self.standing.incumbent.version), self._parts.storage / COPIES)
+        return self._line().fetch(str(self.standing.incumbent.version), self._parts.storage.here / COPIES)
 
     def _judge(self, context: StageContext) -> None:
         incumbent = None
@@ -252,10 +252,10 @@ class ReleaseStages:
 
     def _mirror(self, context: StageContext, line: Line, manifest: Manifest, result: Mapping[str, Any]) -> None:
         """To W&B: the version, and the reference when the alias went back to it."""
-        storage = self._parts.storage
+        here = self._parts.storage.here
         back = [line.versions.manifest(0)] if result["after"] == 0 else []
         for one in (manifest, *back):
-            said = mirror(self._run.wandb, storage / "wandb", line, one, result, storage / COPIES)
+            said = mirror(self._run.wandb, here / "wandb", line, one, result, here / COPIES)
             if said is not None:
                 context.say(said)
 
@@ -291,7 +291,7 @@ class ReleaseStages:
         name = tr("Policy of {recipe}") if evaluation else tr("Reference of {recipe}")
         return CardInputs(
             name=name.format(recipe=self._parts.recipe),
-            config=self._run.model_dump(mode="json", exclude={"sweep"}),
+            config=self._run.model_dump(mode="json", exclude=set(OF_NO_STAGE)),
             provenance=provenance,
             language=self._run.report.language,
             evaluation=evaluation,

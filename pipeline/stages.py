@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import BUILD_GPT_NEOX, SMOLLM2, RunConfig
+from pipeline.config import BUILD_GPT_NEOX, OF_NO_STAGE, SMOLLM2, RunConfig
 from pipeline.graph import StageContext
 from pipeline.keys import library_versions
 
@@ -99,7 +99,7 @@ def report(run: RunConfig, recipe: str, made: Sequence[Mapping[str, Any]], conte
     gate = read_json(paths["gate"] / "gate.json") if "gate" in paths else None
     inputs = ReportInputs(
         recipe=recipe,
-        config=run.model_dump(mode="json", exclude={"sweep"}),
+        config=run.model_dump(mode="json", exclude=set(OF_NO_STAGE)),
         evaluation=evaluation,
         samples=read_table(paths["evaluate"] / "samples.parquet", ScoredSample),
         metrics=read_jsonl(paths["align"] / "metrics.jsonl"),

@@ -12,6 +12,7 @@ from pipeline.bench.report import figures, table
 from pipeline.cluster import connected, ray_errors
 from pipeline.config import ClusterConfig
 from pipeline.console import Console, quiet_libraries
+from pipeline.storage import open_storage
 
 
 def benchmark(config: BenchmarkConfig) -> int:
@@ -27,7 +28,7 @@ def benchmark(config: BenchmarkConfig) -> int:
         gpus_per_actor=config.gpus,
         max_actors=1,
     )
-    with Console() as console, connected(cluster, output.parent) as where:
+    with Console() as console, connected(cluster, open_storage(str(output.parent))) as where:
         console.line(where)
         records, on = _measure(config, console)
     title = f"Output head, forward and backward: {config.positions:,} positions, d {config.hidden}, {on['dtype']}"

@@ -19,6 +19,7 @@ from pipeline.bench.reference_config import TIERS, ReferenceBenchmark
 from pipeline.cluster import connected, ray_errors
 from pipeline.config import ClusterConfig
 from pipeline.console import Console, quiet_libraries
+from pipeline.storage import open_storage
 
 if TYPE_CHECKING:
     from pipeline.bench.material import Material
@@ -33,7 +34,7 @@ def reference_benchmark(config: ReferenceBenchmark) -> int:
     )
     with (
         Console() as console,
-        connected(cluster, output.parent) as where,
+        connected(cluster, open_storage(str(output.parent))) as where,
         tempfile.TemporaryDirectory(prefix=".benchmark-", dir=output.parent) as scratch,
     ):
         console.line(where)

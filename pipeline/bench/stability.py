@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Artifact, Store
+from pipeline.artifacts import Artifact
 from pipeline.bench.config import BenchmarkConfig
 from pipeline.bench.output import output_file, write_figures
 from pipeline.bench.stability_config import StabilityBenchmark
 from pipeline.config import RunConfig
 from pipeline.console import Console, quiet_libraries
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, ConfigError
 from pipeline.recipes import load_recipe, resolve
+from pipeline.storage import open_storage
 
 PANELS = {
     "loss": "loss",
@@ -53,8 +54,10 @@ def _train(config: StabilityBenchmark, run: RunConfig, console: Console) -> dict
     from pipeline.data.tables import read_jsonl
     from pipeline.training.stage import run_training
 
-    storage = Path(config.storage).expanduser().resolve()
-    store = Store(str(storage), create=False)
+    storage = open_storage(config.storage)
+    if not storage.is_local:
+        raise ConfigError(f"--storage: {storage.root} is a URL; a benchmark measures a directory: give one")
+    store = storage.store(create=False)
     alignment = AlignmentRun(Path(config.recipe).stem, run, storage, until=("align",))
     have: dict[str, Artifact] = {}
     for name in alignment.planned["align"].stage.inputs:
@@ -62,10 +65,10 @@ def _train(config: StabilityBenchmark, run: RunConfig, console: Console) -> dict
             have[name] = store.open(name, alignment.planned[name].key)
         except KeyError:
             raise ArtifactError(
-                f"{storage} holds no {name} of recipe {config.recipe}: run jobs/align.py with both of them first"
+                f"{storage.root} holds no {name} of recipe {config.recipe}: run jobs/align.py with both of them first"
             ) from None
     metrics = {}
-    with _ray(max(config.workers)), tempfile.TemporaryDirectory(prefix=".benchmark-", dir=storage) as scratch:
+    with _ray(max(config.workers)), tempfile.TemporaryDirectory(prefix=".benchmark-", dir=storage.here) as scratch:
         for workers in config.workers:
             console.line(f"with {workers} worker(s)")
             folder = Path(scratch) / str(workers)

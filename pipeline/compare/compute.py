@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from pathlib import Path
 
 from pipeline.artifacts import Artifact, Store
 from pipeline.cluster import connected
@@ -21,6 +20,7 @@ from pipeline.data.tables import read_table
 from pipeline.evaluation.scorers import Scorer
 from pipeline.graph import PlannedStage, execute, reuse
 from pipeline.records import SampleRow, ScoredSample
+from pipeline.storage import Storage
 
 
 class Computation:
@@ -28,10 +28,10 @@ class Computation:
 
     Args:
         run: with ``model.dtype`` decided.
-        storage: root of the store, which every node sees.
+        storage: where the store is.
     """
 
-    def __init__(self, run: RunConfig, subject: Subject, store: Store, storage: Path, console: Console) -> None:
+    def __init__(self, run: RunConfig, subject: Subject, store: Store, storage: Storage, console: Console) -> None:
         self._run, self._subject = run, subject
         self._store, self._storage, self._console = store, storage, console
         self._ray = contextlib.ExitStack()

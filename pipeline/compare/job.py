@@ -17,6 +17,7 @@ from pipeline.job import opened, storage_of
 if TYPE_CHECKING:
     from pipeline.compare.subject import Subject
     from pipeline.config import RunConfig
+    from pipeline.storage import Storage
 
 _SLUG_LENGTH = 24
 
@@ -55,7 +56,7 @@ def compare(request: JobRequest) -> int:
     return 0
 
 
-def _found(request: JobRequest, storage: Path, console: Console) -> tuple[RunConfig, Subject]:
+def _found(request: JobRequest, storage: Storage, console: Console) -> tuple[RunConfig, Subject]:
     """The run with its numbers' type decided, and what is compared, which is told."""
     from pipeline.compare.sides import Versions
     from pipeline.compare.subject import find_subject
@@ -63,19 +64,18 @@ def _found(request: JobRequest, storage: Path, console: Console) -> tuple[RunCon
     from pipeline.release.registry import root_of
 
     run, given = with_dtype(request.run), request.arguments
-    versions = Versions(root_of(storage, run.registry.root), given["line"], storage / "versions")
+    versions = Versions(root_of(storage, run.registry.root), given["line"], storage.here / "versions")
     subject = find_subject((str(given["a"]), str(given["b"])), given["prompts"], versions, run.evaluation)
     for line in subject.lines():
         console.line(line)
     return run, subject
 
 
-def _describe(request: JobRequest, storage: Path) -> int:
-    from pipeline.artifacts import Store
+def _describe(request: JobRequest, storage: Storage) -> int:
     from pipeline.compare.compute import Computation
 
     switch_off_bars()
-    store = Store(str(storage), create=False)
+    store = storage.store(create=False)
     with Console() as console:
         run, subject = _found(request, storage, console)
         for name, item in Computation(run, subject, store, storage, console).sampling.items():
@@ -101,7 +101,7 @@ def _about(run: RunConfig, subject: Subject, keys: Mapping[str, str], cut: Mappi
     }
 
 
-def _publish(content: Mapping[str, Any], run: RunConfig, storage: Path, console: Console) -> None:
+def _publish(content: Mapping[str, Any], run: RunConfig, storage: Storage, console: Console) -> None:
     """Leave page and figures in a directory that a person can find, both whole, and say where."""
     from pipeline.digests import digest_json
     from pipeline.refusals import explained
@@ -111,7 +111,7 @@ def _publish(content: Mapping[str, Any], run: RunConfig, storage: Path, console:
     content = strict({"headline": headline(content), **content})
     key = digest_json({"content": content, "language": run.report.language})[:8]
     name = f"compare-{_slug(content['a']['label'])}-{_slug(content['b']['label'])}-{key}"
-    directory = storage / "reports" / name
+    directory = storage.here / "reports" / name
     page = render_compare(content, run.report.language)
     with explained(f"{directory} cannot be written"):
         directory.parent.mkdir(exist_ok=True)

@@ -11,14 +11,15 @@ from pipeline.errors import ArtifactError
 from pipeline.places import Place
 from pipeline.reference.cache import ReferenceCache
 from pipeline.reference.key import cache_key, cache_parts
+from pipeline.storage import Storage
 
 
-def caches_at(root: str | None, storage: Path) -> Place:
+def caches_at(root: str | None, storage: Storage) -> Place:
     """The directory of all reference caches (``reference.root``, or one below the storage)."""
-    return Place(root if root is not None else str(storage / "references"))
+    return Place(root if root is not None else storage.at("references"))
 
 
-def bytes_there(run: RunConfig, model_dir: Path, tokens_dir: Path, storage: Path) -> int:
+def bytes_there(run: RunConfig, model_dir: Path, tokens_dir: Path, storage: Storage) -> int:
     """Bytes of the run's cache that are there already, whole or not; 0 where the place cannot be asked."""
     place = caches_at(run.reference.root, storage).below(cache_key(cache_parts(run, model_dir, tokens_dir)))
     try:

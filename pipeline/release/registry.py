@@ -23,6 +23,7 @@ from pipeline.errors import RegistryError
 from pipeline.places import Place
 from pipeline.release.line import Line
 from pipeline.release.manifest import DESCRIPTIONS, check_model_directory, describe_files
+from pipeline.storage import Storage
 
 OPTION = "--registry.root"
 DIRECTORY = "registry"
@@ -35,9 +36,9 @@ def open_registry(root: str) -> Registry:
     return Registry(Place(root, OPTION))
 
 
-def root_of(storage: Path, root: str | None) -> str:
+def root_of(storage: Storage, root: str | None) -> str:
     """Where the registry of a storage is."""
-    return str(storage / DIRECTORY) if root is None else root
+    return storage.at(DIRECTORY) if root is None else root
 
 
 def line_name(reference_digest: str) -> str:

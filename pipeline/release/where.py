@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from pipeline.errors import ConfigError
 from pipeline.release.line import Line
 from pipeline.release.registry import Registry, open_registry, root_of
-from pipeline.surroundings import default_storage
+from pipeline.storage import open_storage
 
 
 @dataclass(frozen=True)
 class Where:
     """Which registry, and which line of it."""
 
-    storage: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Directory of runs, whose registry is meant (default: ./runs)."""
+    storage: Annotated[str | None, tyro.conf.arg(metavar="DIR|URL", help_behavior_hint="")] = None
+    """Directory or URL of runs, whose registry is meant (default: ./runs)."""
     root: Annotated[str | None, tyro.conf.arg(name="registry.root", metavar="DIR|URL", help_behavior_hint="")] = None
     """The registry, where it is not below the storage."""
     line: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
@@ -27,10 +25,7 @@ class Where:
 
     def registry(self) -> Registry:
         """The registry that is meant."""
-        if self.storage is not None and "://" in str(self.storage):
-            raise ConfigError(f"--storage: {self.storage} is a URL; give it as --registry.root")
-        storage = (self.storage or Path(default_storage())).expanduser().resolve()
-        return open_registry(root_of(storage, self.root))
+        return open_registry(root_of(open_storage(self.storage), self.root))
 
     def open(self) -> Line:
         """The line that is meant."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import JobRequest
 from pipeline.config import RunConfig
+from pipeline.realign_config import RealignConfig
 from pipeline.sweep.space import (
     Trial,
     check_pilot,
@@ -26,6 +27,7 @@ from pipeline.sweep_config import SweepConfig
 if TYPE_CHECKING:
     from pipeline.artifacts import Store
     from pipeline.console import Console
+    from pipeline.storage import Storage
     from pipeline.sweep.judged import Judged, Ran
     from pipeline.sweep.phase import Phase
 
@@ -88,7 +90,8 @@ def base_run(run: RunConfig, split: str) -> RunConfig:
     """What all trials share, judged by a split; a trial is no release."""
     evaluation = run.evaluation.model_copy(update={"split": split})
     registry = run.registry.model_copy(update={"enabled": False})
-    return run.model_copy(update={"evaluation": evaluation, "registry": registry, "sweep": SweepConfig()})
+    others = {"sweep": SweepConfig(), "realign": RealignConfig()}
+    return run.model_copy(update={"evaluation": evaluation, "registry": registry, **others})
 
 
 def planned_trials(base: RunConfig, config: SweepConfig) -> list[Trial] | None:
@@ -106,7 +109,7 @@ def planned_trials(base: RunConfig, config: SweepConfig) -> list[Trial] | None:
 class _Sweep:
     """One call of the job."""
 
-    def __init__(self, request: JobRequest, storage: Path, store: Store, console: Console) -> None:
+    def __init__(self, request: JobRequest, storage: Storage, store: Store, console: Console) -> None:
         self._request, self._storage, self._store, self._console = request, storage, store, console
         self._config = request.run.sweep
         self._began = time.monotonic()

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from pipeline.align import AlignmentRun
 from pipeline.checkpoints.directory import RunDirectory
 from pipeline.checkpoints.layout import METRICS
-from pipeline.config import RunConfig
+from pipeline.config import OF_NO_STAGE, RunConfig
 from pipeline.console import duration
 from pipeline.digests import digest_json
 from pipeline.errors import ClusterError
 from pipeline.job import begin_run, joined
 from pipeline.selection.choose import objective
 from pipeline.selection.judged import Setting, read_run
+from pipeline.storage import Storage
 from pipeline.survey import model_directory
 from pipeline.sweep.judged import Ran
 from pipeline.sweep.outcomes import Outcome, TrialFiles, last_error, read_json, settled, write_whole
@@ -46,11 +47,11 @@ class Phase:
     """
 
     def __init__(
-        self, recipe: str, base: RunConfig, sweep: SweepConfig, storage: Path, trials: Sequence[Trial] | None
+        self, recipe: str, base: RunConfig, sweep: SweepConfig, storage: Storage, trials: Sequence[Trial] | None
     ) -> None:
         self.recipe, self.base = recipe, base
         self._sweep, self._storage, self._trials = sweep, storage, trials
-        self.directory = storage / "sweeps" / f"{recipe}-{self._key()[:8]}"
+        self.directory = storage.here / "sweeps" / f"{recipe}-{self._key()[:8]}"
         self._asked = self.directory / "asked.json"
         self.at_once = 0
         """Trials side by side; 0 when there was none to run."""
@@ -59,7 +60,7 @@ class Phase:
     def _key(self) -> str:
         """What the numbers of the trials mean: the same trials again find their outcomes."""
         stop = self._sweep.model_dump(mode="json", include={"early_stop", "early_stop_metric", "early_stop_factor"})
-        base = self.base.model_dump(mode="json", exclude={"cluster", "checkpoint", "wandb", "sweep"})
+        base = self.base.model_dump(mode="json", exclude={"cluster", "checkpoint", "wandb", *OF_NO_STAGE})
         if self._trials is not None:
             trials = [[dict(trial.options), trial.seed] for trial in self._trials]
             return digest_json({"base": base, "stop": stop, "trials": trials})
@@ -169,7 +170,7 @@ class Phase:
             watched = self._sweep.early_stop != "none"
             return {
                 "recipe": str(files.recipe),
-                "storage": str(self._storage),
+                "storage": self._storage.root,
                 "metrics": str(self._alignment(trial).run_directory("align") / METRICS) if watched else None,
                 "steps": align_steps(trial.run, counts),
                 "log": str(files.log),
@@ -184,7 +185,7 @@ class Phase:
             console.line(_line(trial, outcome, f"{ended} of {total}"))
             return self._worth(outcome)
 
-        tune_trials(search, self._sweep, at_once, self._storage / "ray_tune", config_of, on_end)
+        tune_trials(search, self._sweep, at_once, self._storage.here / "ray_tune", config_of, on_end)
 
     def _at_once(self) -> int:
         from pipeline.cluster import alive_nodes, node_resources, runs_that_fit
@@ -225,7 +226,7 @@ class Phase:
 
 
 @functools.lru_cache(maxsize=1)
-def _alignment(recipe: str, storage: Path, run: str) -> AlignmentRun:
+def _alignment(recipe: str, storage: Storage, run: str) -> AlignmentRun:
     return AlignmentRun(recipe, RunConfig.model_validate_json(run), storage)
 
 

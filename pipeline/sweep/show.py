@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from pipeline.cli import JobRequest
 from pipeline.config import RunConfig
 from pipeline.selection.choose import expected_cost
 from pipeline.selection.judged import Figure
+from pipeline.storage import Storage
 from pipeline.sweep.judged import Judged
 from pipeline.sweep.space import Trial
 from pipeline.sweep_config import SweepConfig
@@ -17,7 +17,7 @@ _RANGE = 25
 """Columns of a gain with its interval."""
 
 
-def show_plan(request: JobRequest, base: RunConfig, trials: Sequence[Trial] | None, storage: Path) -> None:
+def show_plan(request: JobRequest, base: RunConfig, trials: Sequence[Trial] | None, storage: Storage) -> None:
     """Print what all trials share and what it costs, and every trial."""
     from pipeline.job import describe_run
     from pipeline.sweep.phase import SHARED

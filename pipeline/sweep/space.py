@@ -13,7 +13,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from pipeline.catalogue import measure_label
-from pipeline.config import RISK_METHODS, RunConfig
+from pipeline.config import OF_NO_STAGE, RISK_METHODS, RunConfig
 from pipeline.errors import ConfigError
 from pipeline.nested import flat
 from pipeline.recipes import described, nearest_option
@@ -182,7 +182,7 @@ def checked_run(base: RunConfig, options: Options, seed: int) -> RunConfig:
     Raises:
         ConfigError: when the combination makes no run, naming the setting.
     """
-    values = base.model_dump(mode="json", exclude={"sweep"})
+    values = base.model_dump(mode="json", exclude=set(OF_NO_STAGE))
     for dotted, value in [*options.items(), (SEED, seed)]:
         *sections, leaf = dotted.split(".")
         node = values

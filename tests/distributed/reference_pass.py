@@ -64,6 +64,7 @@ def run_pass(options: dict[str, Any]) -> int:
     from pipeline.cluster import connected
     from pipeline.places import Place
     from pipeline.reference.stage import run_reference
+    from pipeline.storage import open_storage
 
     run = description(options)
 
@@ -71,7 +72,7 @@ def run_pass(options: dict[str, Any]) -> int:
         print(text, flush=True)
 
     memory = Memory()
-    with connected(run.cluster, Path(options["storage"])) as where:
+    with connected(run.cluster, open_storage(options["storage"])) as where:
         say(where)
         memory.start()
         began = time.monotonic()

@@ -16,6 +16,7 @@ from pipeline import nodes
 from pipeline.cluster import check_visible, connected, on_every_node
 from pipeline.config import RunConfig
 from pipeline.errors import ClusterError
+from pipeline.storage import open_storage
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,7 +24,7 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     storage = tmp_path_factory.mktemp("storage")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", "local")
-        with connected(run_with().cluster, storage):
+        with connected(run_with().cluster, open_storage(str(storage))):
             yield
 
 

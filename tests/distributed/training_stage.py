@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from pipeline.cluster import connected
 from pipeline.config import ClusterConfig
 from pipeline.errors import PipelineError
+from pipeline.storage import open_storage
 from pipeline.training.spec import TrainSpec
 
 
@@ -25,7 +26,7 @@ def main() -> int:
     spec = TrainSpec(**options["spec"])
     cluster = ClusterConfig(**spec.run["cluster"], address=options["address"])
     try:
-        with connected(cluster, Path(options["storage"])) as described:
+        with connected(cluster, open_storage(options["storage"])) as described:
             say(described)
             from pipeline.training.stage import run_training
 

@@ -27,6 +27,7 @@ from pipeline.errors import ArtifactError
 from pipeline.graph import PlannedStage, execute
 from pipeline.plan import cost
 from pipeline.recipes import load_recipe, resolve
+from pipeline.storage import open_storage
 from pipeline.survey import counts_of, model_directory, model_shape
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,7 +123,7 @@ def test_ray_is_not_imported_for_the_default_run(tmp_path: Path) -> None:
 def test_committed_stages_are_shown_done_and_their_numbers_are_exact(tmp_path: Path) -> None:
     storage = tmp_path / "runs"
     run = resolve(load_recipe("reviews"), SMALL)
-    planned = AlignmentRun("reviews", run, storage).planned
+    planned = AlignmentRun("reviews", run, open_storage(str(storage))).planned
     options = [text for name, value in SMALL.items() for text in (f"--{name}", str(value))]
 
     def commit(*names: str) -> None:
@@ -135,7 +136,7 @@ def test_committed_stages_are_shown_done_and_their_numbers_are_exact(tmp_path: P
     # With the model built, its tokenizer counts; with the tokens committed, their own statistics are shown.
     commit("data", "base")
     counted = io.StringIO()
-    describe(run, planned, storage, counted)
+    describe(run, planned, open_storage(str(storage)), counted)
     assert "counted with the model's tokenizer" in counted.getvalue()
     commit("data", "base", "tokens")
     stats = json.loads((Path(Store(str(storage)).location("tokens", planned["tokens"].key)) / "stats.json").read_text())
@@ -168,12 +169,12 @@ def test_committed_stages_are_shown_done_and_their_numbers_are_exact(tmp_path: P
 def test_a_damaged_artefact_is_to_do_again(tmp_path: Path) -> None:
     storage = tmp_path / "runs"
     run = resolve(load_recipe("reviews"), SMALL)
-    planned = AlignmentRun("reviews", run, storage).planned
+    planned = AlignmentRun("reviews", run, open_storage(str(storage))).planned
     damaged = Path(Store(str(storage)).location("tokens", planned["tokens"].key))
     damaged.mkdir(parents=True)
     (damaged / "manifest.json").write_text("{")
     shown = io.StringIO()
-    describe(run, planned, storage, shown)
+    describe(run, planned, open_storage(str(storage)), shown)
     assert cells(shown.getvalue(), "tokens")[-1] == "to do"
     assert "characters / 3.3" in shown.getvalue()
 
@@ -212,7 +213,7 @@ def test_bad_input_is_refused_as_by_the_run_itself(
 
 def described(run: RunConfig, recipe: str, storage: Path) -> str:
     shown = io.StringIO()
-    describe(run, AlignmentRun(recipe, run, storage).planned, storage, shown)
+    describe(run, AlignmentRun(recipe, run, open_storage(str(storage))).planned, open_storage(str(storage)), shown)
     return shown.getvalue()
 
 
@@ -238,7 +239,7 @@ def test_a_reference_that_cannot_fit_is_refused_with_the_tiers_that_can(
 
 def test_a_finished_run_has_the_predicted_bytes(finished_run: FinishedRun) -> None:
     run = resolve(load_recipe(str(finished_run.recipe)), {})
-    planned = AlignmentRun("tiny", run, finished_run.storage).planned
+    planned = AlignmentRun("tiny", run, open_storage(str(finished_run.storage))).planned
     store = Store(str(finished_run.storage), create=False)
     shape = model_shape(run.model, model_directory(run.model, planned, store))
     predicted = cost(run, counts_of(store.open("tokens", planned["tokens"].key).path), shape, planned)

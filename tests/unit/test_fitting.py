@@ -14,6 +14,7 @@ from pipeline.errors import ArtifactError
 from pipeline.fitting import checkpoints_there_bytes, find_room, require_room
 from pipeline.plan import cost
 from pipeline.room import Room
+from pipeline.storage import open_storage
 from pipeline.survey import model_shape, token_counts
 
 
@@ -43,7 +44,7 @@ def test_room_is_looked_for_where_the_bytes_go(pairs_file: Path, built_model: Pa
     storage = tmp_path / "not" / "there"
 
     def room(root: Path | str | None) -> Room:
-        return find_room(kept_at(pairs_file, built_model, root), storage)
+        return find_room(kept_at(pairs_file, built_model, root), open_storage(str(storage)))
 
     beside = room(None)
     assert beside.shared
@@ -69,16 +70,16 @@ def test_another_disk_is_judged_by_itself(
     """Models go to the storage, the reference to a file system of 32 kB that holds its smallest tier alone."""
     disk = small_disk("size=32k")
     run = kept_at(pairs_file, built_model, disk / "caches")
-    room = find_room(run, tmp_path / "runs")
+    room = find_room(run, open_storage(str(tmp_path / "runs")))
     assert (room.references_free, room.shared) == (32 * 1024, False)
 
-    planned = AlignmentRun("mine", run, tmp_path / "runs").planned
+    planned = AlignmentRun("mine", run, open_storage(str(tmp_path / "runs"))).planned
     store = Store(str(tmp_path / "runs"))
     counts = token_counts(run, planned, store, built_model)
     assert counts is not None
 
     def require(run: RunConfig, **known: Any) -> None:
-        require_room(run, planned, store, tmp_path / "runs", counts, built_model, **known)
+        require_room(run, planned, store, open_storage(str(tmp_path / "runs")), counts, built_model, **known)
 
     costs = cost(run, counts, model_shape(run.model, built_model), planned)
     assert costs.reference_to_write_bytes > 32 * 1024
@@ -91,21 +92,21 @@ def test_another_disk_is_judged_by_itself(
         require(dpo)
     require(dpo.model_copy(update={"reference": run.reference.model_copy(update={"tier": "scalar"})}))
     # Without counts only the models are judged, and they go elsewhere.
-    require_room(run, planned, store, tmp_path / "runs", None, built_model)
+    require_room(run, planned, store, open_storage(str(tmp_path / "runs")), None, built_model)
 
 
 def test_a_committed_stage_needs_no_room(
     pairs_file: Path, built_model: Path, tmp_path: Path, small_disk: Callable[[str], Path]
 ) -> None:
     run = kept_at(pairs_file, built_model, small_disk("size=16k"))
-    planned = AlignmentRun("mine", run, tmp_path / "runs").planned
+    planned = AlignmentRun("mine", run, open_storage(str(tmp_path / "runs"))).planned
     store = Store(str(tmp_path / "runs"))
     counts = token_counts(run, planned, store, built_model)
     with pytest.raises(ArtifactError, match=r"reference.root"):
-        require_room(run, planned, store, tmp_path / "runs", counts, built_model)
+        require_room(run, planned, store, open_storage(str(tmp_path / "runs")), counts, built_model)
     with store.stage("reference", planned["reference"].key, {}) as staging:
         (staging.path / "cache.json").write_text("{}")
-    require_room(run, planned, store, tmp_path / "runs", counts, built_model)
+    require_room(run, planned, store, open_storage(str(tmp_path / "runs")), counts, built_model)
 
 
 def test_a_killed_training_goes_on_beside_what_it_has_left(
@@ -117,14 +118,14 @@ def test_a_killed_training_goes_on_beside_what_it_has_left(
     parameters = model_shape(run.model, built_model).parameters
     spare = 50_000  # for directories and the rounding to pages
     storage = small_disk(f"size={(3 * 4 + 3 * 12) * parameters + spare}")
-    align = AlignmentRun("mine", run, storage)
+    align = AlignmentRun("mine", run, open_storage(str(storage)))
     store, directory = Store(str(storage)), align.run_directory("align")
     for step in (10, 20):
         (directory / f"step-{step:08d}").mkdir(parents=True)
         (directory / f"step-{step:08d}" / "rank-00000.safetensors").write_bytes(b"x" * 12 * parameters)
-    assert checkpoints_there_bytes(storage, align.planned, ["align"]) == 2 * 12 * parameters
-    assert checkpoints_there_bytes(storage, align.planned, ["report"]) == 0
-    require_room(run, align.planned, store, storage, None, built_model)
+    assert checkpoints_there_bytes(open_storage(str(storage)), align.planned, ["align"]) == 2 * 12 * parameters
+    assert checkpoints_there_bytes(open_storage(str(storage)), align.planned, ["report"]) == 0
+    require_room(run, align.planned, store, open_storage(str(storage)), None, built_model)
     directory.rename(storage / "checkpoints" / "of-another-run")
     with pytest.raises(ArtifactError, match=r"checkpoints while training"):
-        require_room(run, align.planned, store, storage, None, built_model)
+        require_room(run, align.planned, store, open_storage(str(storage)), None, built_model)

@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError, DataError, ModelError
 from pipeline.models.build import build_gpt_neox
 from pipeline.models.load import load_tokenizer
 from pipeline.plan import TokenCounts
+from pipeline.storage import open_storage
 
 BUILD = BuildConfig(vocab_size=300, hidden_size=16, num_layers=1, num_heads=2, context_tokens=64)
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -159,7 +160,7 @@ def test_large_data_is_measured_on_a_part(
 ) -> None:
     run = external_run(pairs_file, model)
     store = Store(str(tmp_path / "none"), create=False)
-    planned = AlignmentRun("mine", run, tmp_path / "none").planned
+    planned = AlignmentRun("mine", run, open_storage(str(tmp_path / "none"))).planned
     exact = survey.token_counts(run, planned, store, model)
     monkeypatch.setattr(survey, "_TOKENISE_AT_MOST_CHARACTERS", 100)
     measured = survey.token_counts(run, planned, store, model)
@@ -182,7 +183,9 @@ def test_lengths_and_rows_that_the_run_refuses_are_refused(pairs_file: Path, mod
     store = Store(str(tmp_path / "none"), create=False)
 
     def counts(run: RunConfig) -> TokenCounts | None:
-        return survey.token_counts(run, AlignmentRun("mine", run, tmp_path / "none").planned, store, model)
+        return survey.token_counts(
+            run, AlignmentRun("mine", run, open_storage(str(tmp_path / "none"))).planned, store, model
+        )
 
     def sampling(run: RunConfig, tokens: int) -> RunConfig:
         return run.model_copy(update={"evaluation": EvaluationConfig(max_new_tokens=tokens)})

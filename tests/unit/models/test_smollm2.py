@@ -33,6 +33,7 @@ from pipeline.models.smollm2 import (
 )
 from pipeline.models.source import resolve_model
 from pipeline.reference_speed import measure_speed
+from pipeline.storage import open_storage
 from tests.counts import counts_by_hand
 
 IDS = torch.tensor([[1, 9531, 198, 57, 2, 30, 4, 1990]])
@@ -182,7 +183,9 @@ class TestSmall:
 
     def test_the_stage_base_belongs_to_the_bytes_of_the_file(self, small_wheel: Path, tmp_path: Path) -> None:
         def keys(run: RunConfig) -> dict[str, str]:
-            return {name: item.key for name, item in AlignmentRun("mine", run, tmp_path).planned.items()}
+            return {
+                name: item.key for name, item in AlignmentRun("mine", run, open_storage(str(tmp_path))).planned.items()
+            }
 
         before = keys(run_config())
         assert before["base"] == keys(run_config(split_seed=1))["base"]
@@ -193,7 +196,7 @@ class TestSmall:
         assert "sft" not in before
 
     def test_the_stage_makes_a_model_directory(self, small_wheel: Path, tmp_path: Path) -> None:
-        run = AlignmentRun("mine", run_config(), tmp_path)
+        run = AlignmentRun("mine", run_config(), open_storage(str(tmp_path)))
         with Console(tmp_path / "log") as console:
             made = execute({"base": run.planned["base"]}, Store(str(tmp_path / "store")), console, {})
         assert "SmolLM2-135M-Instruct with 53,696 parameters" in made["base"].info["note"]
@@ -202,7 +205,7 @@ class TestSmall:
     def test_sizes_before_the_model_is_made(self, small_wheel: Path, tmp_path: Path) -> None:
         run = run_config(max_train_pairs=5)
         store = Store(str(tmp_path / "none"), create=False)
-        planned = AlignmentRun("mine", run, tmp_path / "none").planned
+        planned = AlignmentRun("mine", run, open_storage(str(tmp_path / "none"))).planned
         assert survey.model_directory(run.model, planned, store) is None
         shape = survey.model_shape(run.model, None)
         assert (shape.parameters, shape.hidden_size, shape.vocab_size, shape.exact) == (53_696, 64, 260, True)

@@ -15,6 +15,7 @@ from pipeline.release.registry import OPTION, open_registry, root_of
 from pipeline.release.state import CANDIDATE, AliasState
 from pipeline.release.trail import KEY_VARIABLE, Propose, Record, Trail, name_of
 from pipeline.release.verify import verify
+from pipeline.storage import open_storage
 from tests.unit.release import interleavings, lines
 
 
@@ -93,8 +94,8 @@ class TestChoosingALine:
         assert open_registry(root).line("aaaaaaaa").name == "aaaaaaaa"
 
     def test_where_it_is(self, tmp_path: Path) -> None:
-        assert root_of(tmp_path, None) == str(tmp_path / "registry")
-        assert root_of(tmp_path, "s3://bucket/x") == "s3://bucket/x"
+        assert root_of(open_storage(str(tmp_path)), None) == str(tmp_path / "registry")
+        assert root_of(open_storage(str(tmp_path)), "s3://bucket/x") == "s3://bucket/x"
 
 
 class TestNaming:
