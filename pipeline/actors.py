@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,3 +235,64 @@ def _cause(error: Exception) -> str:
     first, *rest = str(error).strip().splitlines() or [type(error).__name__]
     line = next((line for line in rest if not line[:1].isspace()), first) if first.startswith("The actor") else first
     return textwrap.shorten(line.rpartition("Worker exit detail: ")[2], 160, placeholder=" ...").rstrip(".;")
+
+
+class StandingActors:
+    """``hosted(*arguments)`` in actors that stay between maps, for who comes with more calls later; a context.
+
+    Args:
+        lower: the options that let an actor need less memory, for the message.
+    """
+
+    def __init__(self, hosted: type[Any], arguments: tuple[Any, ...], pool: Pool, lower: str) -> None:
+        self._deaths_of = hosted.__name__, lower
+        self._crew = _StandingCrew(hosted, arguments, pool)
+        self._size = pool.size()
+
+    def __enter__(self) -> StandingActors:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._crew.kill()
+
+    def map(self, calls: Sequence[Call], on_death: Callable[[str], None] | None = None) -> list[Any]:
+        """Results of the calls, in their order. The arguments and errors are those of `map_over_actors`."""
+        if not calls:
+            return []
+        waiting, deaths = Waiting(calls), Deaths(*self._deaths_of)
+        results: list[Any] = [None] * len(calls)
+        crew = self._crew
+        with ray_errors():
+            for _ in range(min(len(calls), self._size) - crew.size):
+                crew.add()
+            while crew.idle and (task := waiting.take()) is not None:
+                crew.give(crew.idle.pop(), task)
+            while waiting or crew.num_calls:
+                event = crew.next_event()
+                if event.death is not None:
+                    _replace(event, event.death, crew, waiting, deaths, on_death)
+                    continue
+                if event.task is None:
+                    deaths.started()
+                else:
+                    results[event.task[0]] = event.result
+                crew.give(event.actor, waiting.take())
+        return results
+
+
+class _StandingCrew(_Crew):
+    """Actors without work are kept."""
+
+    def __init__(self, hosted: type[Any], arguments: tuple[Any, ...], pool: Pool) -> None:
+        super().__init__(hosted, arguments, pool)
+        self.idle: list[Any] = []
+
+    @property
+    def size(self) -> int:
+        return len(self._actors)
+
+    def give(self, actor: Any, task: Task | None) -> None:
+        if task is None:
+            self.idle.append(actor)
+        else:
+            super().give(actor, task)

@@ -95,6 +95,11 @@ class Encoder:
             encoded.append(ids or [start])
         return encoded
 
+    @property
+    def eos(self) -> int:
+        """Id of the end-of-sequence token."""
+        return self._eos
+
     def responses(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of whole responses, without EOS at their end."""
         encoded = self._encode(texts)

@@ -36,7 +36,7 @@ class Alert:
     rule: str
     message: str
     figures: Mapping[str, Any]
-    """Of an alarm: measure, statistic, threshold, outputs since the baseline, means, and the last output's id and time."""
+    """Of an alarm: statistic, threshold, outputs since the baseline, means, and which output it was."""
     action: str
     """What was done: ``none``, ``rolled back``, ``failed``, or ``moved already``."""
     action_message: str

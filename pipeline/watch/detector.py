@@ -3,7 +3,7 @@
 The promise: within each window of N outputs after the baseline, the probability that any rule raises an alarm, though
 nothing drifted, is at most the stated one. It is shared out among the rules (Bonferroni), so it holds however the
 measures depend on each other; every statistic begins a window at zero, so that all windows are alike. It assumes that
-the baseline and the outputs after it are exchangeable: outputs that come in bursts which resemble each other (one user's
+the baseline and the outputs after it are exchangeable: outputs that come in bursts which resemble each other (a user's
 session, one prompt many times) break that, and alarms come more often than stated.
 """
 

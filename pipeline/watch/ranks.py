@@ -1,11 +1,11 @@
-"""Outputs as ranks against a baseline, with ties broken at random: what makes every test free of any distribution. Pure.
+"""Outputs as ranks against a baseline, ties broken at random: what makes every test free of any distribution. Pure.
 
-Give every value x a uniform tie-breaker w of its own and order the pairs (x, w). If the baseline's n values and the
-values after it are exchangeable (nothing drifted), then by symmetry the place k in 0..n of a new pair among those of the
-baseline is the same, in law, as if all values were independent uniform numbers, jointly for any number of new
-outputs, whatever the distribution was, and with ties too. With another uniform u, ``(k + u) / (n + 1)`` is uniform
-on (0, 1), and its law over a whole stream depends on n alone. That includes what the baseline's own
-scatter does to all later ranks: they share it.
+Give every value x a uniform tie-breaker w of its own and order the pairs (x, w). If the baseline's n values and those
+after it are exchangeable (nothing drifted), every order of all of them is equally likely. So the places k in 0..n of
+new pairs among those of the baseline have, jointly, the law that they have for independent uniform numbers,
+whatever the distribution is, ties included. With another uniform number u the rank ``(k + u) / (n + 1)`` is uniform
+on (0, 1), and the law of a whole stream of ranks depends on n alone: also what the baseline's own scatter does to all
+of them, for they share it.
 """
 
 from __future__ import annotations

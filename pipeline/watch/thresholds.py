@@ -1,10 +1,10 @@
 """Thresholds with a stated probability of a false alarm, by simulation of uniform numbers. Pure.
 
-For a baseline of n outputs and N outputs after it, the largest value that a rule's statistic takes has one law for every
-distribution of the outputs (`pipeline.watch.ranks`). It is simulated: n uniform numbers make the baseline's gaps, N more
-fall into them. The threshold is an order statistic of many such largest values, taken so far out that even the upper
-99% confidence bound (Clopper and Pearson 1934) of the probability to exceed it is at most the rule's share of the
-false alarms. For the usual sizes the values were simulated once (`pipeline.watch.table`).
+For a baseline of n outputs and N outputs after it, the largest value that a rule's statistic takes has one law for
+every distribution of the outputs (`pipeline.watch.ranks`). It is simulated: n uniform numbers make the baseline's gaps,
+N more fall into them. The threshold is an order statistic of many such largest values, so far out that even the upper
+99% confidence bound (Clopper and Pearson 1934) of the probability to exceed it is at most the rule's share of the false
+alarms. For the usual sizes the values were simulated once (`pipeline.watch.table`).
 """
 
 from __future__ import annotations
