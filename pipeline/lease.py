@@ -147,9 +147,20 @@ class Lease:
             self._sleep(self._stale_s / 30)
             while not self.attempt():
                 self._sleep(self._stale_s / 30)
-        self._stop.clear()
-        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
-        self._thread.start()
+        self._begin_beating()
+
+    def acquire_unless_alive(self) -> bool:
+        """Take the lease and keep it, unless its owner beats, which shows within a sixth of ``stale_s``; false if so.
+        An owner that does not beat is waited for until it counts as dead."""
+        seen: Generation | None = None
+        while not self.attempt():
+            assert self._watched is not None
+            if seen is not None and self._watched.generation != seen:
+                return False
+            seen = self._watched.generation
+            self._sleep(self._stale_s / 30)
+        self._begin_beating()
+        return True
 
     def attempt(self) -> bool:
         """Look once, and take the lease if it is free or stale; true when it is held. Nothing beats yet."""
@@ -192,6 +203,11 @@ class Lease:
         if not self._superseded():
             self._mine = replace(self._mine, beat=self._mine.beat + 1)
             self._documents.write(_name(self.number), _text(self._mine))
+
+    def _begin_beating(self) -> None:
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._thread.start()
 
     def _superseded(self) -> bool:
         self.lost = self.lost or self._newest_number() > self.number

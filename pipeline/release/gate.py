@@ -157,8 +157,7 @@ def decide(
         EvaluationError: when the two evaluations are not of the same prompts, pairs, reference and settings, or a limit
             needs a finite range.
     """
-    if not all(map(math.isfinite, score_range)) and (policy.mean_drop, policy.tail_drop) != (None, None):
-        raise EvaluationError(f"mean_drop and tail_drop need a finite range of scores, got {score_range}")
+    _check_range(policy, score_range)
     checks = checks_of(candidate, "candidate", policy, score_range)
     in_production: list[Check] = []
     if incumbent is not None:
@@ -166,7 +165,7 @@ def decide(
         checks += checks_between(candidate, incumbent, policy, score_range)
         in_production = checks_of(incumbent, "incumbent", policy, score_range)
     drawn = _Draws([*checks, *in_production], policy)
-    shared = 1.0 - (1.0 - policy.confidence) / max(len(in_production), 1)
+    shared = _shared(policy, in_production)
     prospects = {id(check): _prospect(check, drawn, policy) for check in checks}
     of_candidate = [_condition(check, drawn, policy, policy.confidence, prospects[id(check)]) for check in checks]
     of_incumbent = [_condition(check, drawn, policy, shared, None) for check in in_production]
@@ -181,18 +180,59 @@ def decide(
         too_few=power < policy.min_power,
         units_needed=prompts_needed,
         groups_needed=groups_needed,
-        confidence=policy.confidence,
         incumbent_confidence=shared,
-        prompts=len(candidate.prompts),
-        seeds=len(candidate.seeds),
-        groups=candidate.num_groups,
-        split=candidate.split,
-        primary_scorer=candidate.primary_scorer,
-        tail_fraction=candidate.tail_fraction,
-        incident_below=candidate.incident_below,
-        score_range=score_range,
-        policy=policy,
+        **_settings(candidate, policy, score_range),
     )
+
+
+def judge(incumbent: Evidence, policy: GateConfig, score_range: tuple[float, float]) -> Decision:
+    """What is in production alone: back to the reference when it demonstrably breaks a limit, as in `decide`.
+
+    Raises:
+        EvaluationError: when a limit needs a finite range.
+    """
+    _check_range(policy, score_range)
+    in_production = checks_of(incumbent, "incumbent", policy, score_range)
+    drawn = _Draws(in_production, policy)
+    shared = _shared(policy, in_production)
+    conditions = tuple(_condition(check, drawn, policy, shared, None) for check in in_production)
+    violates = any(condition.violated for condition in conditions)
+    return Decision(
+        outcome="roll_back" if violates else "hold",
+        conditions=conditions,
+        incumbent_violates=violates,
+        power=1.0,  # nothing waits to be promoted
+        too_few=False,
+        units_needed=None,
+        groups_needed=None,
+        incumbent_confidence=shared,
+        **_settings(incumbent, policy, score_range),
+    )
+
+
+def _check_range(policy: GateConfig, score_range: tuple[float, float]) -> None:
+    if not all(map(math.isfinite, score_range)) and (policy.mean_drop, policy.tail_drop) != (None, None):
+        raise EvaluationError(f"mean_drop and tail_drop need a finite range of scores, got {score_range}")
+
+
+def _shared(policy: GateConfig, in_production: list[Check]) -> float:
+    return 1.0 - (1.0 - policy.confidence) / max(len(in_production), 1)
+
+
+def _settings(judged: Evidence, policy: GateConfig, score_range: tuple[float, float]) -> dict[str, Any]:
+    """What of a decision is known before anything is computed."""
+    return {
+        "confidence": policy.confidence,
+        "prompts": len(judged.prompts),
+        "seeds": len(judged.seeds),
+        "groups": judged.num_groups,
+        "split": judged.split,
+        "primary_scorer": judged.primary_scorer,
+        "tail_fraction": judged.tail_fraction,
+        "incident_below": judged.incident_below,
+        "score_range": score_range,
+        "policy": policy,
+    }
 
 
 class _Draws:

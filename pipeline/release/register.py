@@ -73,7 +73,14 @@ def _link(path: Path, target: Path) -> None:
 
 
 def release(
-    line: Line, standing: Standing, directory: Path, provenance: Mapping[str, Any], verdict: Verdict, *, act: bool
+    line: Line,
+    standing: Standing,
+    directory: Path,
+    provenance: Mapping[str, Any],
+    verdict: Verdict,
+    *,
+    act: bool,
+    fence: int | None = None,
 ) -> Released:
     """Register a policy, and write down, and act on, what the gate decided.
 
@@ -82,10 +89,11 @@ def release(
     Args:
         directory: of the version (`version_directory`).
         act: move the alias as decided; otherwise that is left to a person.
+        fence: the token (`pipeline.lease.Lease.number`) under which this was decided.
 
     Raises:
-        ConflictError: when the alias has moved since the policy was compared with what it pointed to. The version is
-            registered, nothing was decided.
+        ConflictError: when the alias has moved since the policy was compared with what it pointed to, or the lease was
+            taken over. The version is registered, nothing was decided.
     """
     manifest = line.register(directory, provenance, why=f"made by {provenance['recipe']}")
     if record := decision_on(line, standing.alias, verdict.run, verdict.policy, act=act):
@@ -115,6 +123,7 @@ def release(
             seen=standing.seen,
             why=verdict.headline,
             details=details,
+            fence=fence,
         )
     except ConflictError as error:
         raise ConflictError(
@@ -122,3 +131,42 @@ def release(
             "command compares it with what is there now"
         ) from error
     return Released(manifest, record)
+
+
+def judge_production(
+    line: Line, standing: Standing, verdict: Verdict, *, act: bool, fence: int | None = None
+) -> tuple[Record, bool]:
+    """Write down, and act on, what the gate says of what is in production alone (`pipeline.release.gate.judge`).
+
+    Returns:
+        The record, and whether it was there already: said again, nothing is added.
+
+    Raises:
+        ConflictError: when the alias has moved since, or the lease was taken over; nothing was changed.
+    """
+    assert standing.incumbent is not None, "the reference in production is what everything is held against"
+    if record := decision_on(line, standing.alias, verdict.run, verdict.policy, act=act):
+        return record, True
+    version = standing.incumbent.version
+    back = verdict.decision["outcome"] == "roll_back"
+    details = {
+        "run": verdict.run,
+        "policy": verdict.policy,
+        "alias": standing.alias,
+        "incumbent": version,
+        "seen": standing.seen,
+        "acted": act,
+        "digests": {"incumbent": standing.incumbent.id, "reference": line.versions.manifest(0).id},
+        "gate": dict(verdict.decision),
+        "tokens": verdict.tokens,
+    }
+    record = line.decide(
+        standing.alias,
+        version,
+        0 if back and act else None,
+        seen=standing.seen,
+        why=verdict.headline,
+        details=details,
+        fence=fence,
+    )
+    return record, False

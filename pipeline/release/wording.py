@@ -25,12 +25,22 @@ def explain(decision: Mapping[str, Any], tr: Translate = _as_it_is) -> tuple[str
     """
     of_candidate = [one for one in decision["conditions"] if one["of"] == "candidate"]
     broken = [one for one in decision["conditions"] if one["of"] == "incumbent" and one["violated"]]
+    if not of_candidate:
+        return _of_production_alone(decision, broken, tr), [_in_production(one, decision, tr) for one in broken]
     sentences = [_sentence(one, decision, tr) for one in of_candidate]
     sentences += [_in_production(one, decision, tr) for one in broken]
     sentences += [_never(one, decision, tr) for one in of_candidate if one["units"] < one["units_least"]]
     if decision["too_few"]:
         sentences.append(_too_few(decision, tr))
     return _headline(decision, of_candidate, broken, tr), sentences
+
+
+def _of_production_alone(decision: Mapping[str, Any], broken: list[Any], tr: Translate) -> str:
+    if not broken:
+        return tr("Keep: what is in production does not demonstrably break the policy.")
+    return tr("Roll back to the reference: what is in production breaks the policy ({broken}).").format(
+        broken=_names(broken, decision, tr)
+    )
 
 
 def _headline(decision: Mapping[str, Any], of_candidate: list[Any], broken: list[Any], tr: Translate) -> str:

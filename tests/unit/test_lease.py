@@ -216,3 +216,42 @@ def test_living_owners_never_share(steps: list[tuple[int, str, int]]) -> None:
         elif what == "die" and who == holder:
             contenders[who], holder = lease(place, clock), None
     store.clear()
+
+
+class TestUnlessAlive:
+    def test_a_free_one_is_taken_and_beats(self, place: Place) -> None:
+        one = Lease(place, stale_s=0.3)
+        assert one.acquire_unless_alive()
+        first = place.read(f"{one.number:08d}")
+        time.sleep(0.2)
+        assert place.read(f"{one.number:08d}") != first
+        one.release()
+
+    def test_a_living_owner_is_left_alone_at_once(self, place: Place) -> None:
+        clock = Clock()
+        owner = lease(place, clock)
+        assert owner.attempt()
+
+        def sleep(seconds: float) -> None:
+            clock.sleep(seconds)
+            owner.beat()
+
+        other = lease(place, clock, sleep)
+        began = clock.now
+        assert not other.acquire_unless_alive()
+        assert clock.now - began <= 2, "one beat is enough"
+        owner.beat()
+        assert not owner.lost
+
+    def test_a_dead_owner_is_waited_for_and_followed(self, place: Place) -> None:
+        clock = Clock()
+        dead = lease(place, clock)
+        assert dead.attempt()
+        heir = lease(place, clock)
+        began = clock.now
+        assert heir.acquire_unless_alive()
+        assert 30 <= clock.now - began <= 32
+        assert heir.number > 1
+        dead.beat()
+        assert dead.lost
+        heir.release()

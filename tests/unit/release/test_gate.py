@@ -16,7 +16,7 @@ from pipeline.evaluation.statistics import FloatArray
 from pipeline.release import wording
 from pipeline.release.bounds import drawn_level
 from pipeline.release.evidence import Evidence, read_evidence
-from pipeline.release.gate import Condition, Decision, decide, score_range
+from pipeline.release.gate import Condition, Decision, decide, judge, score_range
 from pipeline.release.wording import explain
 from pipeline.release_config import GateConfig
 from tests.unit.release.evaluations import RANGE, evidence, pair, sample, written
@@ -361,3 +361,26 @@ class TestScoreRange:
 def test_a_policy_that_contradicts_itself_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GateConfig(**options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_production_alone_goes_back_for_each_limit_that_it_breaks(name: str) -> None:
+    decision = judge(broken(name), POLICY, RANGE)
+    assert decision.outcome == "roll_back"
+    violated = {one.name for one in decision.conditions if one.violated}
+    assert name in violated
+    if name in ("drift", "bits"):
+        beside = of(gate(alike(), broken(name)), "incumbent")
+        assert of(decision, "incumbent") == beside, "as beside a candidate"
+    headline, sentences = explain(decision.as_dict())
+    assert headline.startswith("Roll back to the reference: what is in production breaks the policy (")
+    assert len(sentences) == len(violated)
+
+
+def test_production_alone_is_kept_when_it_breaks_nothing() -> None:
+    decision = judge(alike(), POLICY, RANGE)
+    assert (decision.outcome, decision.incumbent_violates) == ("hold", False)
+    assert all(one.of == "incumbent" for one in decision.conditions)
+    assert explain(decision.as_dict())[0].startswith("Keep: ")
+    with pytest.raises(EvaluationError, match="finite range"):
+        judge(alike(), POLICY, (-math.inf, math.inf))

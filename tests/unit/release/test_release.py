@@ -13,7 +13,7 @@ from pipeline.errors import ConflictError, RegistryError
 from pipeline.release import state
 from pipeline.release.line import Line
 from pipeline.release.mirror import mirror
-from pipeline.release.register import Verdict, release, version_directory
+from pipeline.release.register import Verdict, judge_production, release, version_directory
 from pipeline.release.standing import Standing, standing
 from tests.unit.release import lines
 
@@ -96,6 +96,31 @@ def test_production_has_moved_meanwhile(begun: Line, root: str, models: Path) ->
         release(begun, slow, model(models, 2), PROVENANCE, verdict("promote"), act=True)
     assert begun.alias("production").version == 1
     assert meets(begun, root).incumbent == begun.versions.manifest(1), "the next try is compared with that"
+
+
+def test_production_is_judged_alone(begun: Line, root: str, models: Path) -> None:
+    release(begun, meets(begun, root), model(models, 1), PROVENANCE, verdict("promote"), act=True)
+    kept, there = judge_production(begun, meets(begun, root, "kept"), verdict("hold", "kept"), act=True, fence=3)
+    assert (there, begun.alias("production").version, kept.event.fence) == (False, 1, 3)
+    again, there = judge_production(begun, meets(begun, root, "kept"), verdict("hold", "kept"), act=True, fence=4)
+    assert (there, again) == (True, kept), "said again, nothing is added"
+    written, _ = judge_production(begun, meets(begun, root, "bad"), verdict("roll_back", "bad"), act=False, fence=4)
+    assert (written.details["acted"], begun.alias("production").version) == (False, 1)
+    moved, _ = judge_production(begun, meets(begun, root, "bad"), verdict("roll_back", "bad"), act=True, fence=4)
+    assert begun.alias("production") == state.AliasState(0, moved.number, (), rolled_back=True)
+
+
+def test_who_held_an_older_lease_decides_nothing(begun: Line, root: str, models: Path) -> None:
+    release(begun, meets(begun, root), model(models, 1), PROVENANCE, verdict("promote"), act=True, fence=7)
+    late, alone = meets(begun, root, "late"), meets(begun, root, "alone")
+    begun.fence(8, why="a new holder")
+    records = begun.trail.numbers()
+    with pytest.raises(ConflictError, match=r"token 7 was taken over .* version 2 is registered"):
+        release(begun, late, model(models, 2), PROVENANCE, verdict("promote", "late"), act=True, fence=7)
+    with pytest.raises(ConflictError, match="token 7 was taken over"):
+        judge_production(begun, alone, verdict("roll_back", "alone"), act=True, fence=7)
+    assert begun.alias("production").version == 1
+    assert [begun.trail.read(number).event.kind for number in begun.trail.numbers()[len(records) :]] == ["registered"]
 
 
 def test_a_changed_trail_is_met_with_an_error(local_line: Line, tmp_path: Path) -> None:
