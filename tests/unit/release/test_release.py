@@ -115,7 +115,7 @@ def test_who_held_an_older_lease_decides_nothing(begun: Line, root: str, models:
     late, alone = meets(begun, root, "late"), meets(begun, root, "alone")
     begun.fence(8, why="a new holder")
     records = begun.trail.numbers()
-    with pytest.raises(ConflictError, match=r"token 7 was taken over .* version 2 is registered"):
+    with pytest.raises(ConflictError, match=r"token 7 was taken over .*version 2 is registered"):
         release(begun, late, model(models, 2), PROVENANCE, verdict("promote", "late"), act=True, fence=7)
     with pytest.raises(ConflictError, match="token 7 was taken over"):
         judge_production(begun, alone, verdict("roll_back", "alone"), act=True, fence=7)
