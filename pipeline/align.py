@@ -42,13 +42,14 @@ from pipeline.models.source import ModelSource, resolve_model
 from pipeline.plugins import function_digests
 from pipeline.reference.key import tier_parts
 from pipeline.reference.location import bytes_there, caches_at, check_cache
+from pipeline.release.onward import on_line
 from pipeline.release.registry import line_name, root_of
-from pipeline.releasing import ReleaseParts, ReleaseStages
+from pipeline.releasing import COPIES, PRODUCTION_ALONE, ReleaseParts, ReleaseStages
 from pipeline.stages import read_json
 from pipeline.storage import Storage
 from pipeline.training.spec import TrainSpec
 
-RELEASE = {"gate", "register", "report"}
+RELEASE = {"gate", "register", "report", PRODUCTION_ALONE}
 """Stages for which the registry is looked at."""
 
 
@@ -84,9 +85,18 @@ class AlignmentRun:
         run: the whole description.
         storage: where artefacts are; scratch directories of Ray Train and W&B are on the nodes.
         until: stages to stop after; none is the whole run.
+        fence: token of the lease (`pipeline.lease.Lease.number`) under which the run decides what goes into production.
     """
 
-    def __init__(self, recipe: str, run: RunConfig, storage: Storage, until: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        recipe: str,
+        run: RunConfig,
+        storage: Storage,
+        until: Collection[str] = (),
+        *,
+        fence: int | None = None,
+    ) -> None:
         from pipeline.data.sources import source_digest
         from pipeline.evaluation.scorers import check_scorers
 
@@ -96,8 +106,11 @@ class AlignmentRun:
 
             trained_measure(run.loss, run.risk)  # refuses a function that is no distortion
         run = with_dtype(run)
-        self.recipe, self.run, self.storage = recipe, run, storage
-        self._source: ModelSource = resolve_model(run.model)
+        source: ModelSource | None = None
+        if run.registry.line is not None:
+            run, source = on_line(run, root_of(storage, run.registry.root), storage.here / COPIES)
+        self.recipe, self.run, self.storage, self._fence = recipe, run, storage, fence
+        self._source: ModelSource = resolve_model(run.model) if source is None else source
         self._data_digest = source_digest(run.data)
         self._model_contents = {} if self._source.path is None else {"model": self._source.digest}
         self._base = ModelAt("base" if run.model.path in MADE_BY_THE_JOB else None, "", self._source.path)
@@ -107,7 +120,8 @@ class AlignmentRun:
         self.release: ReleaseStages | None = None
         """What becomes of the policy; None when the run ends before, or has no registry."""
         if run.registry.enabled and (not until or set(until) & RELEASE):
-            self.release = ReleaseStages(self._release_parts(plan(graph, library_versions(LIBRARIES))))
+            parts = self._release_parts(plan(graph, library_versions(LIBRARIES)))
+            self.release = ReleaseStages(parts, alone=PRODUCTION_ALONE in until)
             graph += self.release.stages()
         planned = plan([*graph, self._report_stage(graph)], library_versions(LIBRARIES))
         self.planned: dict[str, PlannedStage] = up_to(planned, until) if until else planned
@@ -254,10 +268,13 @@ class AlignmentRun:
             reference_inputs=self._reference.inputs,
             data_digest=self._data_digest,
             planned=planned,
+            fence=self._fence,
         )
 
     def _line_name(self, planned: Mapping[str, PlannedStage]) -> str:
         """The reference's line, known before the reference is: by the key of the stage that makes it."""
+        if self.run.registry.line is not None:
+            return self.run.registry.line
         made_by = self._reference.stage
         return line_name(self._source.digest if made_by is None else planned[made_by].key)
 

@@ -26,21 +26,29 @@ from pipeline.catalogue import measure_label
 from pipeline.config import OF_NO_STAGE, RISK_METHODS, RunConfig
 from pipeline.data.tables import read_table, write_json
 from pipeline.digests import digest_file, digest_json
-from pipeline.errors import ArtifactError, PipelineError, RegistryError
+from pipeline.errors import ArtifactError, ConflictError, PipelineError, RegistryError
 from pipeline.evaluation.statistics import unseen_share_bound
 from pipeline.evaluation.verdict import verdict_of
 from pipeline.graph import Artifact, PlannedStage, Stage, StageContext
 from pipeline.keys import EVALUATION_SAMPLES, LIBRARIES, code_digest, library_versions, pick
 from pipeline.records import ScoredSample
-from pipeline.release.evidence import read_evidence
+from pipeline.release.evidence import Evidence, read_evidence
 from pipeline.release.explain import explain as tokens_behind
-from pipeline.release.gate import decide, score_range
+from pipeline.release.gate import decide, judge, score_range
 from pipeline.release.line import Fetched, Line
 from pipeline.release.manifest import FileEntry, Manifest
 from pipeline.release.mirror import mirror
-from pipeline.release.register import EVALUATION, EVALUATION_FILES, Verdict, release, version_directory
+from pipeline.release.register import (
+    EVALUATION,
+    EVALUATION_FILES,
+    Verdict,
+    judge_production,
+    release,
+    version_directory,
+)
 from pipeline.release.registry import OPTION, open_registry
 from pipeline.release.standing import Standing, standing
+from pipeline.release.trail import Record
 from pipeline.release.wording import explain
 from pipeline.report.card import CardInputs, card_html, card_markdown
 from pipeline.report.language import translator
@@ -50,6 +58,8 @@ from pipeline.storage import Storage
 _SAMPLES = "samples.parquet"
 _JUDGED = ("data", "tokens", "align", "sample_reference", "evaluate")
 """Stages of whose results a version is made."""
+PRODUCTION_ALONE = "production"
+"""The stage that judges only what is in production."""
 COPIES = "versions"
 """Below the storage: copies of versions whose registry is on an object store."""
 NOT_THE_POLICY = {"cluster", "checkpoint", "wandb", "gate", "registry", "report", *OF_NO_STAGE}
@@ -72,18 +82,23 @@ class ReleaseParts:
     data_digest: str
     planned: Mapping[str, PlannedStage]
     """The stages up to the evaluation."""
+    fence: int | None = None
+    """Token of the lease under which the run decides."""
 
 
 class ReleaseStages:
     """The stages of a release, for a run and what it meets in the registry.
+
+    Args:
+        alone: judge only what is in production, by the run's data (stage `PRODUCTION_ALONE`).
 
     Raises:
         ConfigError: for a gate that cannot judge the run's scores.
         RegistryError: when the registry's trail was changed.
     """
 
-    def __init__(self, parts: ReleaseParts) -> None:
-        self._parts, self._run = parts, parts.run
+    def __init__(self, parts: ReleaseParts, *, alone: bool = False) -> None:
+        self._parts, self._run, self._alone = parts, parts.run, alone
         self._range = score_range(self._run.evaluation, self._run.gate)
         ends = [end if math.isfinite(end) else None for end in self._range]
         self._gate: dict[str, Any] = {"gate": self._run.gate.model_dump(mode="json"), "range": ends}
@@ -95,7 +110,7 @@ class ReleaseStages:
             parts.root,
             parts.line,
             self._run.registry.alias,
-            parts.planned["evaluate"].key,
+            "" if alone else parts.planned["evaluate"].key,  # alone it is always what is there now
             self._policy,
             act=self._act,
         )
@@ -130,6 +145,8 @@ class ReleaseStages:
         elif incumbent is not None:
             graph += self._evaluation_of_incumbent(incumbent.id)
             judged = ("evaluate", "evaluate_incumbent")
+        if self._alone:
+            return [*graph, self._production_stage(judged[1:], contents)]
         graph.append(Stage("gate", 1, self._judge, options=self._gate, inputs=judged, contents=contents, local=True))
         graph.append(
             Stage(
@@ -143,6 +160,36 @@ class ReleaseStages:
             )
         )
         return graph
+
+    def _production_stage(self, judged: tuple[str, ...], contents: Mapping[str, str]) -> Stage:
+        """What the gate says of what is in production alone.
+
+        Raises:
+            ConflictError: when that is the reference.
+        """
+        if self.standing.incumbent is None:
+            raise ConflictError(
+                f"{self.standing.alias} of line {self.standing.line} points to the reference, against which there is "
+                "nothing to judge"
+            )
+        return Stage(
+            PRODUCTION_ALONE, 1, self._judge_alone, options=self._gate, inputs=judged, contents=contents, local=True
+        )
+
+    def _judge_alone(self, context: StageContext) -> None:
+        decision = judge(self._incumbent_evidence(context), self._run.gate, self._range).as_dict()
+        write_json(context.out_dir / "gate.json", decision)
+        context.info["note"] = explain(decision)[0]
+
+    def act_on_production(self, made: Artifact) -> tuple[Record, bool]:
+        """Write down, and act on, what the stage `PRODUCTION_ALONE` says; returns the record, and whether it was there.
+
+        Raises:
+            ConflictError: when production has moved since, or the lease was taken over.
+        """
+        decision = read_json(made.path / "gate.json")
+        verdict = Verdict(made.key, self._policy, decision, explain(decision)[0], [])
+        return judge_production(self._line(), self.standing, verdict, act=self._act, fence=self._parts.fence)
 
     def _evaluation_of_incumbent(self, identity: str) -> list[Stage]:
         """Stages alike those of the policy, with a version for the model."""
@@ -200,15 +247,16 @@ class ReleaseStages:
         return self._line().fetch(str(self.standing.incumbent.version), self._parts.storage.here / COPIES)
 
     def _judge(self, context: StageContext) -> None:
-        incumbent = None
-        if "evaluate_incumbent" in context.inputs:
-            incumbent = read_evidence(context.inputs["evaluate_incumbent"].path)
-        elif self.standing.incumbent is not None:
-            incumbent = read_evidence(self._fetched().path / EVALUATION)
+        incumbent = None if self.standing.incumbent is None else self._incumbent_evidence(context)
         candidate = read_evidence(context.inputs["evaluate"].path)
         decision = decide(candidate, incumbent, self._run.gate, self._range).as_dict()
         write_json(context.out_dir / "gate.json", decision)
         context.info["note"] = explain(decision)[0]
+
+    def _incumbent_evidence(self, context: StageContext) -> Evidence:
+        if "evaluate_incumbent" in context.inputs:
+            return read_evidence(context.inputs["evaluate_incumbent"].path)
+        return read_evidence(self._fetched().path / EVALUATION)
 
     def _register(self, context: StageContext) -> None:
         run, paths = self._run, {name: artifact.path for name, artifact in context.inputs.items()}
@@ -229,7 +277,9 @@ class ReleaseStages:
         headline = explain(decision)[0]
         verdict = Verdict(self._parts.planned["evaluate"].key, self._policy, decision, headline, list(behind["tokens"]))
         with version_directory(paths["align"] / "model", beside, context.out_dir) as directory:
-            released = release(line, self.standing, directory, provenance, verdict, act=self._act)
+            released = release(
+                line, self.standing, directory, provenance, verdict, act=self._act, fence=self._parts.fence
+            )
         move = next((one for one in released.record.event.moves if one.alias == self.standing.alias), None)
         result = {
             **self.standing.options,
@@ -261,6 +311,8 @@ class ReleaseStages:
 
     def _begin(self, context: StageContext) -> Line:
         """The reference's line, with its version 0."""
+        if self._run.registry.line is not None:
+            return self._line()
         run, reference = self._run, self._parts.reference(context)
         what = run.model.path + (f", fine-tuned on {run.data.path}" if run.sft.enabled else "")
         provenance = {
@@ -312,7 +364,7 @@ class ReleaseStages:
         return {
             "recipe": self._parts.recipe,
             "method": _method(run),
-            "model": run.model.path,
+            "model": run.model.path if run.registry.line is None else f"version 0 of line {run.registry.line}",
             "code": code_digest(),  # that registered it
             "config": digest_json(run.model_dump(mode="json", exclude=NOT_THE_POLICY)),
             "data": self._parts.data_digest,
