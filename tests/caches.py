@@ -14,15 +14,17 @@ from pipeline.config import ReferenceConfig
 from pipeline.models.load import output_head
 from pipeline.places import Place
 from pipeline.records import PairTokens
-from pipeline.reference.cache import HEAD, Piece, ReferenceCache, StoredFile, pieces
+from pipeline.reference.cache import ReferenceCache, StoredFile
 from pipeline.reference.compute import reference_rows
 from pipeline.reference.layout import ShardHeader, write_head, write_shard
 from pipeline.reference.manifest import contents
+from pipeline.reference.plan import HEAD, Part, Plan, fixed_parts, numbers_in
 from pipeline.reference.reader import CachedRows, OpenCache
 from pipeline.reference.statistics import shard_statistics
 
 CPU = torch.device("cpu")
 KEY = "0" * 32
+PASS = "1" * 32
 TOKENIZER = "7" * 64
 
 
@@ -59,20 +61,19 @@ def description(rows: Mapping[str, int], options: ReferenceConfig, tokenizer: st
 
 
 def write_piece(
-    cache: ReferenceCache, piece: Piece, model: nn.Module, pairs: Sequence[PairTokens], options: ReferenceConfig
+    cache: ReferenceCache, part: Part, model: nn.Module, pairs: Sequence[PairTokens], options: ReferenceConfig
 ) -> StoredFile:
     """Compute and commit one file; ``pairs`` are those of its split."""
     with cache.place.scratch() as scratch:
         local = scratch / "file"
-        if piece.split == HEAD:
+        if part.piece.split == HEAD:
             write_head(local, output_head(model))
-            return cache.commit(piece, local)
-        start = piece.index * options.rows_per_shard
-        mine = pairs[start : start + options.rows_per_shard]
+            return cache.commit(part.piece, local)
+        mine = [pairs[number] for number in numbers_in(part.rows)]
         rows, error = reference_rows(model, mine, options, pad_id=0, device=CPU, packed=True)
-        header = ShardHeader(KEY, piece.split, start, output_head(model).num_tokens)
+        header = ShardHeader(PASS, output_head(model).num_tokens)
         write_shard(local, header, rows, shard_statistics(mine, rows, error, True).as_dict())
-        return cache.commit(piece, local)
+        return cache.commit(part.piece, local)
 
 
 def write_cache(
@@ -88,9 +89,13 @@ def write_cache(
     rows = {split: len(pairs) for split, pairs in splits.items()}
     said = description(rows, config, tokenizer)
     cache.start(said)
-    wanted = pieces(rows, config.rows_per_shard, config.tier == "hidden")
-    files = {piece: write_piece(cache, piece, model, splits.get(piece.split, ()), config) for piece in wanted}
-    cache.finish(said | contents(cache, KEY, files, config.rows_per_shard))
+    plan = Plan(tuple(fixed_parts(rows, config.rows_per_shard, config.tier == "hidden")))
+    cache.settle(plan)
+    files = {
+        part.piece: write_piece(cache, part, model, splits.get(part.piece.split, ()), config) for part in plan.parts
+    }
+    contained = {split: [pair.content for pair in pairs] for split, pairs in splits.items()}
+    cache.finish(said | contents(cache, PASS, plan, files, contained))
     return cache.place
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from pipeline.actors import Pool, map_over_actors
-from pipeline.bench.material import Material
+from pipeline.bench.material import WARM_UP_PAIRS, Material
 from pipeline.bench.reference_config import ReferenceBenchmark
 from pipeline.calls import Call
 from pipeline.config import ClusterConfig, DataConfig, LossConfig, ModelConfig, ReferenceConfig, RunConfig
@@ -26,8 +26,8 @@ from pipeline.models.packing import can_pack, packed_length
 from pipeline.places import Place
 from pipeline.records import PairTokens
 from pipeline.reference.actor import PassSpec, ReferenceActor
-from pipeline.reference.cache import Piece, pieces
 from pipeline.reference.compute import reference_rows
+from pipeline.reference.plan import Part, Piece, fixed_parts
 from pipeline.reference.shard_file import ShardFile
 
 _START_TOGETHER_S = 300.0
@@ -56,7 +56,7 @@ class TimedActor:
 
     def __init__(self, spec: PassSpec, peers: int) -> None:
         self._actor = ReferenceActor(spec)
-        self._actor.compute(Piece("validation"))
+        self._actor.compute(Part(Piece("validation"), ((0, WARM_UP_PAIRS),)))
         arrived = Path(f"{spec.place}.arrived")
         arrived.mkdir(parents=True, exist_ok=True)
         (arrived / str(os.getpid())).touch()
@@ -68,10 +68,10 @@ class TimedActor:
                 )
             time.sleep(0.01)
 
-    def compute(self, piece: Piece) -> tuple[float, float]:
+    def compute(self, part: Part) -> tuple[float, float]:
         """When the computation of a file began and ended (seconds since the epoch, the same in all processes)."""
         began = time.time()
-        self._actor.compute(piece)
+        self._actor.compute(part)
         return began, time.time()
 
 
@@ -102,14 +102,14 @@ def timed_pass(config: ReferenceBenchmark, material: Material, actors: int, plac
     spec = PassSpec(
         run.model_dump(mode="json"), str(material.model_dir), str(material.tokens_dir), str(place), "0" * 32
     )
-    wanted = pieces({"train": material.num_pairs}, run.reference.rows_per_shard, False)
+    wanted = fixed_parts({"train": material.num_pairs}, run.reference.rows_per_shard, False)
     spans: list[tuple[float, float]] = []
     asked = time.time()
     map_over_actors(
         TimedActor,
         (spec, actors),
         Pool(cpus=1, gpus=0, max_actors=actors),
-        [Call("compute", (piece,), what=str(piece)) for piece in wanted],
+        [Call("compute", (part,), what=str(part.piece)) for part in wanted],
         lambda index, span: spans.append(span),
         lower="--pass_pairs, --batch_tokens",
     )

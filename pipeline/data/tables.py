@@ -6,10 +6,11 @@ columns. Integers inside lists are int32 (token ids) and floats inside lists flo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints, overload
@@ -18,6 +19,7 @@ from pipeline.errors import ArtifactError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 T = TypeVar("T")
 
@@ -76,19 +78,44 @@ def read_table(path: Path, cls: type[T]) -> list[T]:
 def read_rows(path: Path, cls: type[T], start: int, stop: int | None) -> list[T]:
     """Rows ``start`` to ``stop`` (None: to the end), reading no more of the file than holds them; otherwise as
     `read_table`."""
+    with _reading(path) as file:
+        first, groups = _groups(file.metadata, start, stop)
+        table = file.read_row_groups(groups).slice(start - first, None if stop is None else stop - start)
+    return _records(table, cls, path)
+
+
+def read_numbered(path: Path, cls: type[T], numbers: Sequence[int]) -> list[T]:
+    """The rows with these numbers, in their order, a group of rows of the file in memory at a time; otherwise as
+    `read_table`."""
+    found: dict[int, T] = {}
+    with _reading(path) as file:
+        first = 0
+        for group in range(file.metadata.num_row_groups):
+            end = first + file.metadata.row_group(group).num_rows
+            mine = sorted({number for number in numbers if first <= number < end})
+            if mine:
+                table = file.read_row_group(group).take([number - first for number in mine])
+                found.update(zip(mine, _records(table, cls, path), strict=True))
+            first = end
+    return [found[number] for number in numbers]
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[pq.ParquetFile]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
-        first, groups = _groups(file.metadata, start, stop)
-        table = file.read_row_groups(groups).slice(start - first, None if stop is None else stop - start)
+        yield pq.ParquetFile(path)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} is missing: delete its artefact and run the job again") from error
     except (OSError, pa.ArrowException) as error:
         raise ArtifactError(
             f"{path} is damaged and cannot be read as Parquet ({error}): delete its artefact and run the job again"
         ) from error
+
+
+def _records(table: pa.Table, cls: type[T], path: Path) -> list[T]:
     schema = arrow_schema(cls)
     if table.schema.names != schema.names or any(
         not _same_type(have.type, want.type) for have, want in zip(table.schema, schema, strict=True)

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 
 from pipeline.config import RunConfig
-from pipeline.data.tables import read_rows
+from pipeline.data.tables import read_numbered
 from pipeline.errors import DataError, ModelError
 from pipeline.models.load import check_head, context_tokens, load_model, load_tokenizer, output_head, torch_dtype
 from pipeline.models.packing import can_pack
 from pipeline.places import Place
 from pipeline.records import PairTokens
-from pipeline.reference.cache import HEAD, Piece, ReferenceCache, StoredFile
+from pipeline.reference.cache import ReferenceCache, StoredFile
 from pipeline.reference.compute import reference_rows
 from pipeline.reference.layout import ShardHeader, write_head, write_shard
+from pipeline.reference.plan import HEAD, Part, numbers_in
 from pipeline.reference.statistics import shard_statistics
 
 
@@ -31,7 +32,17 @@ class PassSpec:
     tokens_dir: str
     place: str
     """Where the cache is."""
-    key: str
+    pass_key: str
+    """See `pipeline.reference.key`."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file of the cache, and what this actor did for it."""
+
+    file: StoredFile
+    computed_rows: int
+    """Pairs that went through the model; none when the file was there."""
 
 
 class ReferenceActor:
@@ -55,30 +66,32 @@ class ReferenceActor:
         self._packed = can_pack(self._model, self._pad_id, self._device, *longest)
         self._cache = ReferenceCache(Place(spec.place))
 
-    def compute(self, piece: Piece) -> StoredFile:
+    def compute(self, part: Part) -> Written:
         """Compute and commit a file, unless an actor that died before it could say so has done it."""
+        piece = part.piece
         stored = self._cache.committed(piece)
         if stored is not None:
-            return stored
+            return Written(stored, 0)
         with self._cache.place.scratch() as scratch:
             local = scratch / f"{piece.stem}.safetensors"
+            computed = 0
             if piece.split == HEAD:
                 write_head(local, self._head)
             else:
-                self._write_shard(local, piece)
-            return self._cache.commit(piece, local)
+                computed = self._write_shard(local, part)
+            return Written(self._cache.commit(piece, local), computed)
 
-    def _write_shard(self, local: Path, piece: Piece) -> None:
+    def _write_shard(self, local: Path, part: Part) -> int:
         options = self._run.reference
-        start = piece.index * options.rows_per_shard
-        path = Path(self._spec.tokens_dir) / f"{piece.split}.parquet"
-        pairs = read_rows(path, PairTokens, start, start + options.rows_per_shard)
+        path = Path(self._spec.tokens_dir) / f"{part.piece.split}.parquet"
+        pairs = read_numbered(path, PairTokens, numbers_in(part.rows))
         self._check(pairs)
         rows, error = reference_rows(
             self._model, pairs, options, pad_id=self._pad_id, device=self._device, packed=self._packed
         )
-        header = ShardHeader(self._spec.key, piece.split, start, self._head.num_tokens)
+        header = ShardHeader(self._spec.pass_key, self._head.num_tokens)
         write_shard(local, header, rows, shard_statistics(pairs, rows, error, self._packed).as_dict())
+        return len(rows)
 
     def _check(self, pairs: list[PairTokens]) -> None:
         for pair in pairs:

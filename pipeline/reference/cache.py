@@ -4,20 +4,23 @@
 
     references/<key>/
       description.json                    what this will hold, written first
+      plan.json                           which file holds which rows, and where those of other caches come from
       train-00000-<digest>.safetensors    a shard, named by the first 16 digits of its sha256 ...
       head-<digest>.safetensors           ... and so is the head
       manifest.json                       written last: every file with size and sha256, the full key, statistics
 
 A file that does not agree with its own name is damaged, so shards need no record beside them: a pass that was
-killed goes on from the names it finds, on a disk and on an object store alike. Both documents carry a digest of
-themselves. Nothing here knows Ray; a cache can be read without it.
+killed goes on from the names it finds, on a disk and on an object store alike. The documents carry a digest of
+themselves; readers need the manifest alone. Nothing here knows Ray; a cache can be read without it.
+
+A file may belong to several caches: on a disk it is one file with several names, never written again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,30 +29,16 @@ from typing import Any
 from pipeline.digests import digest_file, seal, unseal
 from pipeline.errors import ArtifactError
 from pipeline.places import Place
-from pipeline.reference.version import FORMAT
+from pipeline.reference.plan import HEAD, Part, Piece, Plan
+from pipeline.reference.version import FORMAT, READABLE
 
 DESCRIPTION = "description.json"
 MANIFEST = "manifest.json"
-HEAD = "head"
+PLAN = "plan.json"
 
-_NAME = re.compile(r"(?:(?P<split>[a-z_]+)-(?P<index>\d{5,})|head)-(?P<digest>[0-9a-f]{16})\.safetensors")
+FILE_NAME = re.compile(r"(?:(?P<split>[a-z_]+)-(?P<index>\d{5,})|head)-(?P<digest>[0-9a-f]{16})\.safetensors")
 _READERS = 4
 """Threads that verify files; hashing leaves Python's lock alone."""
-
-
-@dataclass(frozen=True, order=True)
-class Piece:
-    """One file that the cache will have: a shard, or the head (``split`` is then "head")."""
-
-    split: str
-    index: int = 0
-
-    def __str__(self) -> str:
-        return "the head" if self.split == HEAD else f"shard {self.index} of {self.split}"
-
-    @property
-    def stem(self) -> str:
-        return HEAD if self.split == HEAD else f"{self.split}-{self.index:05d}"
 
 
 @dataclass(frozen=True)
@@ -70,20 +59,14 @@ class Found:
     """File name -> what is wrong with it."""
     manifest: dict[str, Any] | None = None
 
-    def missing(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
-        """Those of ``pieces`` that are not there."""
-        return (piece for piece in pieces if piece not in self.files)
+    def missing(self, plan: Plan) -> list[Part]:
+        """The parts that are not there."""
+        return [part for part in plan.parts if part.piece not in self.files]
 
     @property
     def whole(self) -> bool:
         """Whether the pass was finished and nothing is damaged."""
         return self.manifest is not None and not self.damaged
-
-
-def pieces(rows: Mapping[str, int], rows_per_shard: int, has_head: bool) -> list[Piece]:
-    """Every file of a cache: fixed ranges of rows, and the head."""
-    shards = [Piece(split, index) for split, count in rows.items() for index in range(-(-count // rows_per_shard))]
-    return [*shards, Piece(HEAD)] if has_head else shards
 
 
 class ReferenceCache:
@@ -106,6 +89,15 @@ class ReferenceCache:
         """What the cache will hold; None when no pass has started. Raises as `manifest` does."""
         return self._document(DESCRIPTION)
 
+    def plan(self) -> Plan | None:
+        """Which file holds which rows; None when there is no plan, or it is damaged: then it is made anew from what
+        the files say of themselves."""
+        try:
+            document = self._unsealed(PLAN)
+            return None if document is None else Plan.of_json(document["parts"])
+        except (ValueError, KeyError):
+            return None
+
     def _document(self, name: str) -> dict[str, Any] | None:
         try:
             return self._unsealed(name)
@@ -120,10 +112,10 @@ class ReferenceCache:
             document = unseal(self.place.read(name))
         except FileNotFoundError:
             return None
-        if document.get("format") != FORMAT:
+        if document.get("format") not in READABLE:
             raise ArtifactError(
                 f"reference cache {self.place.root} is of another version ({document.get('format')!r}, this one reads "
-                f"{FORMAT!r}): read it with that version, or remove the directory"
+                f"{' and '.join(READABLE)}): read it with that version, or remove the directory"
             )
         return document
 
@@ -139,10 +131,10 @@ class ReferenceCache:
         except ValueError as error:
             found.damaged[MANIFEST] = str(error)
         expected = {} if found.manifest is None else {one["file"]: one for one in manifest_files(found.manifest)}
-        names = [name for name in self.place.names() if _NAME.fullmatch(name)]
+        names = [name for name in self.place.names() if FILE_NAME.fullmatch(name)]
         with ThreadPoolExecutor(_READERS) as readers:
             for name, stored in zip(names, readers.map(self._stored, names), strict=True):
-                match = _NAME.fullmatch(name)
+                match = FILE_NAME.fullmatch(name)
                 if match is None or stored is None:  # somebody who repairs the cache has just removed it
                     continue
                 listed = expected.pop(name, None)
@@ -175,13 +167,18 @@ class ReferenceCache:
             pass
         self.place.write(DESCRIPTION, data)
 
+    def settle(self, plan: Plan) -> None:
+        """Write down the plan; every later pass of this cache follows it."""
+        data = seal({"format": FORMAT, "parts": plan.as_json()})
+        self.place.write(PLAN, data)
+
     def remove(self, names: Iterable[str]) -> None:
         """Remove damaged files, the manifest first: without it the pass is unfinished."""
         names = list(names)
         if names:
             self.place.remove(MANIFEST)
         for name in names:
-            match, stored = _NAME.fullmatch(name), self._stored(name)
+            match, stored = FILE_NAME.fullmatch(name), self._stored(name)
             if match is None or stored is None or not stored.sha256.startswith(match["digest"]):
                 self.place.remove(name)  # unless somebody else has repaired it since
 
@@ -197,12 +194,39 @@ class ReferenceCache:
     def committed(self, piece: Piece) -> StoredFile | None:
         """A file of this piece that is there and whole: another actor committed it before it died."""
         for name in self.place.names():
-            match = _NAME.fullmatch(name)
+            match = FILE_NAME.fullmatch(name)
             if match and _piece(match) == piece:
                 stored = self._stored(name)
                 if stored is not None and stored.sha256.startswith(match["digest"]):
                     return stored
         return None
+
+    def adopt(self, piece: Piece, other: ReferenceCache, name: str) -> StoredFile | None:
+        """Make another cache's file one of this one, without its bytes passing through where the place can do that;
+        None when it is gone, or differs from the digest in its name."""
+        match, stored = FILE_NAME.fullmatch(name), other._stored(name)
+        if match is None or stored is None or not stored.sha256.startswith(match["digest"]):
+            return None
+        mine = StoredFile(f"{piece.stem}-{stored.sha256[:16]}.safetensors", stored.bytes, stored.sha256)
+        try:
+            self.place.adopt(other.place, name, mine.name)
+        except FileNotFoundError:
+            return None
+        return mine
+
+    def fetched(self, name: str, scratch: Path) -> Place | None:
+        """A file in a place of its own that nobody removes, whole; None when it is gone or damaged."""
+        here = Place(str(scratch))
+        try:
+            if self.place.is_local:
+                here.adopt(self.place, name, name)
+            else:
+                with (scratch / name).open("wb") as file:
+                    file.writelines(self.place.chunks(name))
+        except FileNotFoundError:
+            return None
+        match, digest = FILE_NAME.fullmatch(name), digest_file(scratch / name)
+        return here if match is not None and digest.startswith(match["digest"]) else None
 
     def finish(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Write the manifest; the cache is there from now on."""

@@ -11,7 +11,9 @@ from rich.table import Table
 
 from pipeline.errors import ArtifactError
 from pipeline.places import Place
-from pipeline.reference.cache import HEAD, Found, Piece, ReferenceCache, pieces
+from pipeline.reference.cache import Found, ReferenceCache
+from pipeline.reference.plan import HEAD, Piece, Plan, fixed_parts
+from pipeline.reference.version import FORMAT
 
 _SHORT = 16
 """Digits of a digest that are shown."""
@@ -49,7 +51,7 @@ def inspect(place: Place) -> Inspection:
             "storage's references/"
         )
     rows = [("cache", place.root), *(_described(description) if description else ())]
-    rows += _files(found, description)
+    rows += _files(found, description, cache.plan())
     if found.manifest is not None:
         rows += _numbers(found.manifest)
     return Inspection(rows, found.damaged, found.manifest is not None)
@@ -100,14 +102,19 @@ def _described(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     )
 
 
-def _files(found: Found, description: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+def _files(found: Found, description: Mapping[str, Any] | None, plan: Plan | None) -> Iterator[tuple[str, str]]:
     shards = [stored for piece, stored in found.files.items() if piece.split != HEAD]
     size = sum(stored.bytes for stored in found.files.values())
     wanted = ""
     if description is not None:
         made = description["made_from"]
         has_head = made["tier"]["name"] == "hidden"
-        wanted = f" of {len(pieces(description['rows'], made['compute']['rows_per_shard'], has_head))}"
+        parts = (
+            fixed_parts(description["rows"], made["compute"]["rows_per_shard"], has_head)
+            if plan is None
+            else plan.parts
+        )
+        wanted = f" of {len(parts)}"
     yield (
         "files",
         f"{len(found.files)}{wanted} whole, {size:,} bytes ({len(shards)} shards"
@@ -116,7 +123,15 @@ def _files(found: Found, description: Mapping[str, Any] | None) -> Iterator[tupl
     yield "state", "finished" if found.manifest is not None else "unfinished"
 
 
+def _origin(origin: Mapping[str, Any]) -> str:
+    """Where the rows come from; a cache that they were taken over from may have them from another."""
+    taken = [f"{pairs:,} taken over from {key}" for key, pairs in origin["taken_over"].items()]
+    return ", ".join([f"{origin['computed']:,} pairs computed for this cache", *taken])
+
+
 def _numbers(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if manifest["format"] == FORMAT:
+        yield "origin", _origin(manifest["origin"])
     counts = manifest["statistics"]
     stored = counts["response_tokens"]
     size = sum(one["bytes"] for one in manifest["shards"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,22 @@ def tier_parts(options: ReferenceConfig) -> dict[str, Any]:
 def cache_key(parts: dict[str, Any]) -> str:
     """The name of the cache."""
     return digest_json(parts)[:32]
+
+
+def pass_key(parts: Mapping[str, Any]) -> str:
+    """What decides the numbers of a row beside the row itself: caches of the same pass may share rows, whatever their
+    data are and in whatever version of the files' layout they are written."""
+    return digest_json({name: part for name, part in parts.items() if name not in ("data", "format")})[:32]
+
+
+def row_contents(tokens_dir: Path) -> dict[str, list[str]]:
+    """sha256 of the tokens of every row, in the order of the splits' tables."""
+    import pyarrow.parquet as pq
+
+    return {
+        split: pq.read_table(tokens_dir / f"{split}.parquet", columns=["content"])["content"].to_pylist()
+        for split in SPLITS
+    }
 
 
 def tokens_digest(path: Path) -> str:

@@ -1,8 +1,8 @@
 """The files of a reference cache: what is in a shard, byte for byte, and in the head's file.
 
-A shard holds a fixed range of rows of one split, as safetensors: memory-mapped, with bfloat16 (which Arrow lacks),
-readable by any safetensors library without this project, and nothing in it is executed. With n rows of two
-responses each (chosen 2 i, rejected 2 i + 1), N response positions and M kept tokens:
+A shard holds some rows of one split (`pipeline.reference.plan`), as safetensors: memory-mapped, with bfloat16 (which
+Arrow lacks), readable by any safetensors library without this project, and nothing in it is executed. With n rows of
+two responses each (chosen 2 i, rejected 2 i + 1), N response positions and M kept tokens:
 
 =============  ==================  ============================================================================
 tensor         shape, dtype        tiers and content
@@ -21,8 +21,9 @@ label_logps    [N] float32         topk: log-probability of the response's own t
 entries        [2 n + 1] int64     topk: first kept token of each response
 =============  ==================  ============================================================================
 
-Metadata: ``format``, ``key`` (of the cache), ``split``, ``first_row``, ``vocab_size``, ``row_ids`` and ``contents``
-(JSON lists: the id of every row and the sha256 of its tokens) and ``statistics`` (JSON).
+Metadata: ``format``, ``pass`` (digest of all that decides a row's numbers but the row, `pipeline.reference.key`),
+``vocab_size``, ``row_ids`` and ``contents`` (JSON lists: the id of every row where it was computed or copied, and the
+sha256 of its tokens) and ``statistics`` (JSON). Nothing in it is the cache's own, for a file may belong to several.
 
 The head's file holds the frozen output head: ``weight [V, d]``, ``bias [V]`` if there is one; metadata ``scale``,
 ``softcap`` and ``vocab_size``, see `pipeline.risk.head.Head`.
@@ -67,9 +68,7 @@ class ShardRow:
 class ShardHeader:
     """What a shard says of itself."""
 
-    key: str
-    split: str
-    first_row: int
+    pass_key: str
     vocab_size: int
 
 
@@ -98,9 +97,7 @@ def write_shard(path: Path, header: ShardHeader, rows: Sequence[ShardRow], stati
         tensors["entries"] = torch.tensor([0, *kept]).cumsum(0)
     metadata = {
         "format": FORMAT,
-        "key": header.key,
-        "split": header.split,
-        "first_row": str(header.first_row),
+        "pass": header.pass_key,
         "vocab_size": str(header.vocab_size),
         "row_ids": json.dumps([row.row_id for row in rows]),
         "contents": json.dumps([row.content for row in rows]),

@@ -1,8 +1,11 @@
-"""Reading a reference cache at the trainer: by row id, only the rows that are asked for, each checked."""
+"""Reading a reference cache at the trainer: by content, only the rows that are asked for, each checked.
+
+A row is found by the sha256 of its tokens, whatever it is called: a file may come from a cache of other data, in which
+the same tokens had another id. A pair gets what was computed for its very tokens, or an error.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,8 +18,8 @@ from pipeline.places import Place
 from pipeline.records import PairTokens
 from pipeline.reference.cache import ReferenceCache
 from pipeline.reference.compress import expand
-from pipeline.reference.layout import BY_ENTRY, PAYLOAD, row_checksum
 from pipeline.reference.shard_file import Maps, ShardFile
+from pipeline.reference.stored import StoredRow, StoredShard
 from pipeline.risk.block import NO_TOKEN
 from pipeline.risk.head import Head, HiddenReference, Reference, ScalarReference, TopKReference
 
@@ -79,7 +82,7 @@ class OpenCache:
             ArtifactError: when a pair is not in the cache, or was computed for other tokens.
         """
         names = [one["file"] for one in self.manifest["shards"] if one["split"] == split]
-        shards = list(self._map(lambda name: _Shard(ShardFile(self._place, name, self._maps)), names))
+        shards = list(self._map(lambda name: StoredShard(ShardFile(self._place, name, self._maps)), names))
         return CachedRows(self._place.root, split, shards, pairs, self.head, self._dtype, self._map)
 
 
@@ -90,7 +93,7 @@ class CachedRows:
         self,
         root: str,
         split: str,
-        shards: Sequence[_Shard],
+        shards: Sequence[StoredShard],
         pairs: Sequence[PairTokens],
         head: Head | None,
         dtype: torch.dtype,
@@ -99,21 +102,25 @@ class CachedRows:
         self.head = head
         self._dtype = dtype
         self._map = map_
-        self._where: dict[str, tuple[_Shard, int]] = {}
-        contents: dict[str, str] = {}
+        by_content: dict[str, tuple[StoredShard, int]] = {}
         for shard in shards:
-            self._where |= {row_id: (shard, number) for number, row_id in enumerate(shard.row_ids)}
-            contents.update(zip(shard.row_ids, shard.contents, strict=True))
+            for number, content in enumerate(shard.contents):
+                by_content.setdefault(content, (shard, number))
+        self._where: dict[str, tuple[StoredShard, int]] = {}
+        """By the id that a pair has in these data."""
         self._has_top_k = any("ids" in shard.payload for shard in shards)
         for pair in pairs:
-            if pair.row_id not in self._where:
-                raise ArtifactError(
-                    f"the reference cache {root} has no row {pair.row_id!r} in split {split!r}; run the job again"
-                )
-            if contents[pair.row_id] != pair.content:
+            found = by_content.get(pair.content)
+            if found is not None:
+                self._where[pair.row_id] = found
+            elif any(pair.row_id in shard.row_ids for shard in shards):
                 raise ArtifactError(
                     f"the reference cache {root} was computed for other tokens of row {pair.row_id!r}; "
                     "remove the directory and run the job again"
+                )
+            else:
+                raise ArtifactError(
+                    f"the reference cache {root} has no row {pair.row_id!r} in split {split!r}; run the job again"
                 )
 
     @property
@@ -155,52 +162,9 @@ class CachedRows:
             return part["hidden"].to(self._dtype)
         return expand(part["hidden_8bit"], part["hidden_scale"]).to(self._dtype)
 
-    def _read(self, row_id: str) -> _Row:
+    def _read(self, row_id: str) -> StoredRow:
         shard, number = self._where[row_id]
         return shard.read(number)
-
-
-class _Row:
-    """What is stored of one pair."""
-
-    def __init__(self, logps: tuple[float, float], chosen: dict[str, Tensor], rejected: dict[str, Tensor]) -> None:
-        self.logps, self.chosen, self.rejected = logps, chosen, rejected
-
-
-class _Shard:
-    """A file and its small tensors; the large ones are read row by row."""
-
-    def __init__(self, file: ShardFile) -> None:
-        self._file = file
-        self.row_ids: list[str] = json.loads(file.metadata["row_ids"])
-        self.contents: list[str] = json.loads(file.metadata["contents"])
-        self.payload = [name for name in PAYLOAD if name in file.tensors]
-        self._logps = file.bytes_of("logps", 0, 2 * len(self.row_ids))
-        self._checksums = file.tensor("checksum").tolist()
-        self._bounds = {"offsets": file.tensor("offsets").tolist()}
-        if "entries" in file.tensors:
-            self._bounds["entries"] = file.tensor("entries").tolist()
-
-    def read(self, number: int) -> _Row:
-        """Row ``number`` of the file.
-
-        Raises:
-            ArtifactError: when its bytes differ from their checksum.
-        """
-        logps = self._logps[8 * number : 8 * number + 8]
-        raw, cuts = {}, {}
-        for name in self.payload:
-            start, middle, end = self._bounds["entries" if name in BY_ENTRY else "offsets"][2 * number : 2 * number + 3]
-            raw[name], cuts[name] = self._file.bytes_of(name, start, end), middle - start
-        if row_checksum(logps, list(raw.values())) != self._checksums[number]:
-            raise self._file.damaged_row(self.row_ids[number])
-        whole = {name: self._file.decode(name, data) for name, data in raw.items()}
-        chosen, rejected = self._file.decode("logps", logps).tolist()
-        return _Row(
-            (chosen, rejected),
-            {name: tensor[: cuts[name]] for name, tensor in whole.items()},
-            {name: tensor[cuts[name] :] for name, tensor in whole.items()},
-        )
 
 
 def read_head(file: ShardFile, device: torch.device, dtype: torch.dtype) -> Head:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.errors import ArtifactError
 from pipeline.places import Place
-from pipeline.reference.version import FORMAT
+from pipeline.reference.version import READABLE
 
 _DTYPES = {
     "F32": torch.float32,
@@ -77,10 +77,10 @@ class ShardFile:
             raise self._damaged("its header cannot be read") from error
         if end != size:
             raise self._damaged(f"it has {size:,} bytes, its header says {end:,}")
-        if self.metadata.get("format") != FORMAT:
+        if self.metadata.get("format") not in READABLE:
             raise ArtifactError(
                 f"reference cache {place.root}: {name} is of another version ({self.metadata.get('format')!r}, this "
-                f"one reads {FORMAT!r}); remove the directory and run the job again"
+                f"one reads {' and '.join(READABLE)}); remove the directory and run the job again"
             )
 
     def _missing(self) -> ArtifactError:

@@ -1,19 +1,22 @@
-"""The reference stage: what is missing of a cache, computed by Ray actors; a cache is never computed twice.
+"""The reference stage: what is missing of a cache, computed by Ray actors; a row is never computed twice.
 
 ::
 
-    open the cache ── whole ─────────────────────────────────────────────► done
+    open the cache ── whole ─────────────────────────────────────────────────────────────────────► done
         │ not there, unfinished or damaged
         ▼
-    its lock ──► look again ──► remove damaged files ──► actors: a shard each ──► manifest ──► done
-                  └─ whole: another job was faster ──────────────────────────────────────────► done
+    its lock ──► look again ──► remove damaged files ──► plan ──► take over ──► actors ──► manifest ──► done
+                  └─ whole: another job was faster ───────────────────────────────────────────────────► done
 
-Which actor computes a shard never matters: a shard's content is a pure function of its rows and the key.
+The plan says which file holds which rows, and is made once: rows that other caches hold are taken over from them, the
+others are computed, a file by an actor (`pipeline.reference.plan`). Which actor computes a file never matters: its
+content is a pure function of its rows, their order and the pass. A row's last digits depend on the rows it shared a
+batch with, so those of a row that was taken over are the ones it got in its first cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +26,14 @@ from pipeline.calls import Call
 from pipeline.config import RunConfig
 from pipeline.places import Place
 from pipeline.progress import Report
-from pipeline.reference.actor import PassSpec, ReferenceActor
-from pipeline.reference.cache import HEAD, Piece, ReferenceCache, StoredFile, pieces
-from pipeline.reference.key import SPLITS, cache_key, cache_parts
+from pipeline.reference.actor import PassSpec, ReferenceActor, Written
+from pipeline.reference.cache import Found, ReferenceCache, StoredFile
+from pipeline.reference.donors import contents_here, donor_files
+from pipeline.reference.key import cache_key, cache_parts, pass_key, row_contents
 from pipeline.reference.location import listed
 from pipeline.reference.manifest import contents
+from pipeline.reference.plan import HEAD, Part, Piece, Plan, make_plan
+from pipeline.reference.takeover import TakeOver
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,12 @@ class PassResult:
     place: str
     """Where it is: a directory or a URL."""
     manifest: dict[str, Any]
-    computed: int
-    """Files that this job computed; the others were there."""
+    computed: int = 0
+    """Files that this job's actors computed."""
+    computed_rows: int = 0
+    """Pairs that went through the model for it, counted by the actors."""
+    taken_rows: int = 0
+    """Pairs that this job took over from other caches."""
 
 
 def run_reference(
@@ -58,61 +68,112 @@ def run_reference(
         report: progress in pairs.
         say: a line for the console.
     """
-    import pyarrow.parquet as pq
-
-    parts = cache_parts(run, model_dir, tokens_dir)
-    key = cache_key(parts)
+    made_from = cache_parts(run, model_dir, tokens_dir)
+    key, pass_ = cache_key(made_from), pass_key(made_from)
     cache = ReferenceCache(root.below(key))
     found = cache.verify()
     if found.manifest is not None and found.whole:
-        return PassResult(cache.place.root, found.manifest, 0)
-    rows: dict[str, int] = {split: pq.read_metadata(tokens_dir / f"{split}.parquet").num_rows for split in SPLITS}
-    spec = PassSpec(run.model_dump(mode="json"), str(model_dir), str(tokens_dir), cache.place.root, key)
+        return PassResult(cache.place.root, found.manifest)
+    spec = PassSpec(run.model_dump(mode="json"), str(model_dir), str(tokens_dir), cache.place.root, pass_)
     with cache.place.lock(lambda: say("another job computes this reference; waiting for it")):
         found = cache.verify()
         if found.manifest is not None and found.whole:
-            return PassResult(cache.place.root, found.manifest, 0)
+            return PassResult(cache.place.root, found.manifest)
         if found.damaged:
-            say(f"{cache.place.root}: {listed(found.damaged)}; computing what is lost again")
+            say(f"{cache.place.root}: {listed(found.damaged)}; what is lost is made again")
             cache.remove(found.damaged)
-        wanted = pieces(rows, run.reference.rows_per_shard, run.reference.tier == "hidden")
-        missing = list(found.missing(wanted))
-        if len(missing) < len(wanted):
-            say(f"{len(wanted) - len(missing)} of {len(wanted)} files are there, {len(missing)} to compute")
-        description = {"key": key, "made_from": parts, "names": names, "rows": rows}
+        rows = row_contents(tokens_dir)
+        counts = {split: len(of_split) for split, of_split in rows.items()}
+        description = {"key": key, "made_from": made_from, "names": names, "rows": counts}
         cache.start(description)
-        computed = _compute(run, spec, missing, rows, report, say)
-        files = {piece: found.files.get(piece) or computed[piece] for piece in wanted}
-        manifest = cache.finish(description | contents(cache, key, files, run.reference.rows_per_shard))
-    return PassResult(cache.place.root, manifest, len(missing))
+        plan = cache.plan()
+        if plan is None:
+            plan = _new_plan(run, cache, root, found, rows, key, pass_, say)
+            cache.settle(plan)
+        progress = _Progress(plan, found.missing(plan), report)
+        if len(progress.lacking) < len(plan.parts):
+            say(f"{len(plan.parts) - len(progress.lacking)} of {len(plan.parts)} files are there")
+        taken, plan = _take_over(TakeOver(cache, root, tokens_dir, pass_), plan, progress, say)
+        missing = [part for part in progress.lacking if part.piece not in taken]
+        written = _compute(run, spec, missing, progress, say)
+        files = found.files | taken | {piece: one.file for piece, one in written.items()}
+        manifest = cache.finish(description | contents(cache, pass_, plan, files, rows))
+    return PassResult(
+        cache.place.root,
+        manifest,
+        len(missing),
+        sum(one.computed_rows for one in written.values()),
+        sum(part.pairs for part in progress.lacking if part.piece in taken),
+    )
+
+
+def _new_plan(
+    run: RunConfig,
+    cache: ReferenceCache,
+    root: Place,
+    found: Found,
+    rows: Mapping[str, Sequence[str]],
+    key: str,
+    pass_: str,
+    say: Callable[[str], None],
+) -> Plan:
+    shards = {piece: stored.name for piece, stored in found.files.items() if piece.split != HEAD}
+    said = contents_here(cache, shards.values())
+    here = {piece: said[name] for piece, name in sorted(shards.items())}
+    donors = donor_files(root, key, pass_, say)
+    return make_plan(rows, here, donors, run.reference.rows_per_shard, run.reference.tier == "hidden")
+
+
+class _Progress:
+    """Pairs that are done, told as they come."""
+
+    def __init__(self, plan: Plan, lacking: list[Part], report: Report) -> None:
+        self.lacking = lacking
+        self._total = sum(part.pairs for part in plan.parts)
+        self._done = self._total - sum(part.pairs for part in lacking)
+        self._report = report
+        self._report(self._done, self._total, "pairs")
+
+    def done(self, part: Part) -> None:
+        self._done += part.pairs
+        self._report(self._done, self._total, "pairs")
+
+
+def _take_over(
+    hands: TakeOver, plan: Plan, progress: _Progress, say: Callable[[str], None]
+) -> tuple[dict[Piece, StoredFile], Plan]:
+    """Take over what the plan says; what cannot be had, the plan says no more."""
+    parts = [part for part in progress.lacking if part.sources]
+    if not parts:
+        return {}, plan
+    taken = hands.parts(parts, progress.done)
+    lost = {part.piece: part for part in parts if part.piece not in taken}
+    donors = {source.cache for part in parts for source in part.sources if part.piece in taken}
+    pairs = sum(part.pairs for part in parts if part.piece in taken)
+    say(f"{pairs:,} pairs are taken over from {len(donors)} other cache(s) of {hands.root.root}")
+    if lost:
+        pairs = sum(part.pairs for part in lost.values())
+        names = sorted({source.file for part in lost.values() for source in part.sources})
+        say(f"{pairs:,} pairs cannot be taken over, and are computed: {', '.join(names[:3])} gone or damaged")
+        plan = plan.computing(lost)
+        hands.cache.settle(plan)
+    return taken, plan
 
 
 def _compute(
-    run: RunConfig,
-    spec: PassSpec,
-    missing: list[Piece],
-    rows: dict[str, int],
-    report: Report,
-    say: Callable[[str], None],
-) -> dict[Piece, StoredFile]:
-    options, total = run.reference, sum(rows.values())
-    per_shard = options.rows_per_shard
+    run: RunConfig, spec: PassSpec, missing: list[Part], progress: _Progress, say: Callable[[str], None]
+) -> dict[Piece, Written]:
+    files: dict[Piece, Written] = {}
+    if not missing:
+        return files
 
-    def pairs_in(piece: Piece) -> int:
-        return 0 if piece.split == HEAD else min(per_shard, rows[piece.split] - piece.index * per_shard)
+    def on_result(index: int, written: Written) -> None:
+        files[missing[index].piece] = written
+        progress.done(missing[index])
 
-    done = total - sum(pairs_in(piece) for piece in missing)
-    files: dict[Piece, StoredFile] = {}
-
-    def on_result(index: int, stored: StoredFile) -> None:
-        nonlocal done
-        files[missing[index]] = stored
-        done += pairs_in(missing[index])
-        report(done, total, "pairs")
-
-    report(done, total, "pairs")
+    options = run.reference
     pool = Pool(cpus=options.threads, gpus=run.cluster.gpus_per_actor, max_actors=run.cluster.max_actors)
-    calls = (Call("compute", (piece,), what=str(piece)) for piece in missing)
+    calls = (Call("compute", (part,), what=str(part.piece)) for part in missing)
     map_over_actors(
         ReferenceActor,
         (spec,),

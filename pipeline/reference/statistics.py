@@ -69,5 +69,15 @@ def shard_statistics(
     )
 
 
+def copied_statistics(pairs: Sequence[PairTokens], rows: Sequence[ShardRow], there: Statistics) -> Statistics:
+    """Of rows that were copied out of a shard with the statistics ``there``: their own counts and sums, and the error
+    that was measured when the whole shard was computed."""
+    packed = there.computed_tokens < there.separate_tokens  # no prompt is empty
+    error = None
+    if there.measured_positions:
+        error = RoundingError(there.measured_positions, there.kl_sum, there.kl_max, there.logp_error_max)
+    return shard_statistics(pairs, rows, error, packed)
+
+
 def _sum(one: Any, other: Any) -> Any:
     return one + other

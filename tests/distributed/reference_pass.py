@@ -1,6 +1,7 @@
 """A reference pass in a process of its own, started by tests: ``reference_pass.py OPTIONS.json``.
 
-Prints what the stage says, and at the end ``done COMPUTED SECONDS PEAK_USS_BYTES``.
+Prints what the stage says, and at the end ``rows COMPUTED TAKEN_OVER`` and
+``done COMPUTED_FILES SECONDS DRIVERS_PEAK_USS_BYTES ACTORS_PEAK_USS_BYTES PLACE``.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ def run_pass(options: dict[str, Any]) -> int:
         )
         seconds = time.monotonic() - began
         memory.stop()
+    say(f"rows {result.computed_rows} {result.taken_rows}")
     say(f"done {result.computed} {seconds:.3f} {memory.driver} {memory.actor} {result.place}")
     return 0
 

@@ -38,9 +38,11 @@ from pipeline.models.load import load_model, output_head
 from pipeline.places import Place
 from pipeline.records import PairTokens
 from pipeline.reference.actor import PassSpec, ReferenceActor
-from pipeline.reference.cache import ReferenceCache, pieces
+from pipeline.reference.cache import ReferenceCache
 from pipeline.reference.compute import computed_positions
+from pipeline.reference.key import row_contents
 from pipeline.reference.manifest import contents
+from pipeline.reference.plan import Plan, fixed_parts
 from pipeline.reference.reader import OpenCache
 from pipeline.training.preference import PreferenceTask
 
@@ -161,9 +163,9 @@ def caches(config: ReferenceBenchmark, material: Material, tmp_path_factory: pyt
         spec = PassSpec(run.model_dump(mode="json"), *paths, "0" * 32)
         actor, cache = ReferenceActor(spec), ReferenceCache(Place(place))
         per_shard = run.reference.rows_per_shard
-        wanted = pieces({"train": material.num_pairs}, per_shard, run.reference.tier == "hidden")
-        files = {piece: actor.compute(piece) for piece in wanted}
-        cache.finish(contents(cache, spec.key, files, per_shard))
+        plan = Plan(tuple(fixed_parts({"train": material.num_pairs}, per_shard, run.reference.tier == "hidden")))
+        files = {part.piece: actor.compute(part).file for part in plan.parts}
+        cache.finish(contents(cache, spec.pass_key, plan, files, row_contents(material.tokens_dir)))
         places[tier] = place
     return places
 

@@ -13,13 +13,14 @@ from torch import nn
 from pipeline.digests import seal, unseal
 from pipeline.errors import ArtifactError
 from pipeline.places import Place
-from pipeline.reference.cache import HEAD, Piece, ReferenceCache, pieces
+from pipeline.reference.cache import ReferenceCache
 from pipeline.reference.inspect import inspect
 from pipeline.reference.location import check_cache
 from pipeline.reference.manifest import contents
+from pipeline.reference.plan import HEAD, Part, Piece, Plan, fixed_parts
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from caches import KEY, random_pairs, write_cache, write_piece
+from caches import PASS, random_pairs, write_cache, write_piece
 
 from pipeline.config import ReferenceConfig
 
@@ -38,23 +39,24 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "cache"))
 
 
-def test_pieces_are_fixed_ranges_of_rows() -> None:
-    found = pieces({"train": 7, "validation": 3}, 3, has_head=True)
-    assert found == [Piece("train", 0), Piece("train", 1), Piece("train", 2), Piece("validation", 0), Piece(HEAD)]
-    assert pieces({"train": 0}, 3, has_head=False) == []
+PLAN = Plan(tuple(fixed_parts({"train": 7, "validation": 2}, 3, has_head=True)))
+CONTENTS = {
+    "train": [pair.content for pair in random_pairs(7)],
+    "validation": [pair.content for pair in random_pairs(2)],
+}
 
 
 def test_a_finished_cache_is_whole(finished: Path) -> None:
     found = ReferenceCache(Place(str(finished))).verify()
     assert found.whole
-    assert list(found.missing(pieces({"train": 7, "validation": 2}, 3, has_head=True))) == []
+    assert found.missing(PLAN) == []
     check_cache(str(finished))
 
 
 def test_every_single_flipped_byte_is_found(copy: Path) -> None:
     files = sorted(path for path in copy.iterdir() if path.is_file())
     assert {path.name.split("-")[0] for path in files} == {
-        "train", "validation", "head", "manifest.json", "description.json",
+        "train", "validation", "head", "manifest.json", "description.json", "plan.json",
     }  # fmt: skip
     rng = random.Random(0)
     for path in files:
@@ -70,6 +72,9 @@ def test_every_single_flipped_byte_is_found(copy: Path) -> None:
                 if path.name == "description.json":
                     with pytest.raises(ArtifactError, match=r"description.json is damaged"):
                         cache.description()
+                elif path.name == "plan.json":
+                    assert cache.plan() is None
+                    assert found.whole, "only a pass reads it"
                 else:
                     assert list(found.damaged) == [path.name], f"byte {position} of {path.name}"
                     with pytest.raises(ArtifactError, match=path.name):
@@ -96,7 +101,7 @@ def test_only_what_is_damaged_is_removed_and_to_do(copy: Path) -> None:
     assert cache.manifest() is None
     found = cache.verify()
     assert found.damaged == {}
-    assert list(found.missing(pieces({"train": 7, "validation": 2}, 3, has_head=True))) == [Piece("train", 1)]
+    assert found.missing(PLAN) == [Part(Piece("train", 1), ((3, 6),))]
     del before[path.name]
     assert before == {other.name: other.stat().st_mtime_ns for other in copy.glob("*.safetensors")}
 
@@ -107,7 +112,7 @@ def test_a_damaged_manifest_leaves_the_shards_in_use(copy: Path) -> None:
     with pytest.raises(ArtifactError, match=r"manifest.json is damaged .* makes it anew from the shards"):
         cache.manifest()
     found = cache.verify()
-    assert list(found.missing(pieces({"train": 7, "validation": 2}, 3, has_head=True))) == []
+    assert found.missing(PLAN) == []
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "description.json"])
@@ -124,7 +129,7 @@ def test_a_piece_is_committed_once(tmp_path: Path, make_model: Make) -> None:
     cache = ReferenceCache(Place(str(tmp_path)))
     pairs, options = random_pairs(4), ReferenceConfig(rows_per_shard=3)
     assert cache.committed(Piece("train", 1)) is None
-    stored = write_piece(cache, Piece("train", 1), make_model(), pairs, options)
+    stored = write_piece(cache, Part(Piece("train", 1), ((3, 4),)), make_model(), pairs, options)
     assert cache.committed(Piece("train", 1)) == stored
     assert stored.name == f"train-00001-{stored.sha256[:16]}.safetensors"
     (tmp_path / stored.name).write_bytes(b"torn")
@@ -135,15 +140,15 @@ def test_a_file_of_another_cache_is_refused(copy: Path) -> None:
     cache = ReferenceCache(Place(str(copy)))
     files = cache.verify().files
     with pytest.raises(ArtifactError, match="is of another cache"):
-        contents(cache, "f" * 32, files, 3)
+        contents(cache, "f" * 32, PLAN, files, CONTENTS)
     files[Piece("train", 0)], files[Piece("train", 1)] = files[Piece("train", 1)], files[Piece("train", 0)]
-    with pytest.raises(ArtifactError, match="rows of train from 3"):
-        contents(cache, KEY, files, 3)
+    with pytest.raises(ArtifactError, match=r"holds other rows than plan.json says"):
+        contents(cache, PASS, PLAN, files, CONTENTS)
 
 
 def test_more_shards_than_five_digits_can_number(tmp_path: Path, make_model: Make) -> None:
     cache = ReferenceCache(Place(str(tmp_path)))
-    stored = write_piece(cache, Piece(HEAD), make_model(), [], ReferenceConfig())
+    stored = write_piece(cache, Part(Piece(HEAD)), make_model(), [], ReferenceConfig())
     (tmp_path / stored.name).rename(tmp_path / stored.name.replace("head", "train-123456"))
     assert set(cache.verify().files) == {Piece("train", 123456)}
 
