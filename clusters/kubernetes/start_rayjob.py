@@ -90,7 +90,8 @@ def run(kubernetes: Kubernetes, template: str, name: str, owner_uid: str, poll_s
     while (succeeded := outcome(rayjob := kubernetes.get(name))) is None:
         time.sleep(poll_s)
     status = rayjob["status"]
-    print(f"RayJob {name}: {status['jobDeploymentStatus']}, {status.get('jobStatus')} {status.get('message', '')}".rstrip())
+    ended = f"{status['jobDeploymentStatus']}, {status.get('jobStatus')} {status.get('message', '')}"
+    print(f"RayJob {name}: {ended.rstrip()}", flush=True)
     return 0 if succeeded else RAYJOB_FAILED
 
 
