@@ -4,57 +4,69 @@ An artefact is a directory ``artifacts/<stage>/<key>/`` of files and a ``manifes
 with size and sha256 and carries a digest of itself. It exists if and only if its manifest does, so it appears at
 once or not at all.
 
-The store is one small interface over fsspec, whose file systems reach local disks and object stores alike:
-stage, commit, open and verify, list, put-if-absent, compare-and-swap. On a local disk a commit is one rename.
+The store is one small interface over local disks and object stores: stage, commit, open and verify, list,
+put-if-absent, compare-and-swap. On a local disk a commit is one rename; what becomes of files at a URL is in
+`pipeline.copies`.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import errno
+import functools
 import os
-import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
 from pipeline.claims import claim, sweep_claims
-from pipeline.digests import digest_file, seal, unseal
+from pipeline.copies import MANIFEST, adopt, described, node_copy, parse_manifest, send
+from pipeline.digests import digest_file, seal
 from pipeline.disk import existing, fsync, link_if_absent, scratch_in, sweep
 from pipeline.errors import ArtifactError
-from pipeline.refusals import explained
-
-MANIFEST = "manifest.json"
+from pipeline.places import Place
+from pipeline.refusals import STORAGE, explained
+from pipeline.surroundings import SCRATCH, node_scratch
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A committed artefact whose files have been verified."""
+    """A committed artefact."""
 
     stage: str
     key: str
-    path: Path
-    """Directory with the files, on a local (or shared) disk."""
+    where: str
+    """Directory with the files, or the artefact's URL, by which other nodes find it (`pipeline.storage.local_copy`)."""
     seconds: float
     """How long it took to make."""
     info: Mapping[str, Any]
     """What the stage noted about it (one line for the console, counts); never part of the key."""
 
+    @functools.cached_property
+    def path(self) -> Path:
+        """Directory with the files on a disk that this process sees, verified; at a URL it is fetched when it is first
+        asked for.
+
+        Raises:
+            ArtifactError: when it cannot be fetched, or is damaged.
+        """
+        return node_copy(self.where, full=True) if "://" in self.where else Path(self.where)
+
 
 @dataclass
 class Staging:
-    """A directory to write an artefact into; it is committed when the ``stage`` block ends without error."""
+    """Where to write an artefact; it is committed when the ``stage`` block ends without error."""
 
     path: Path
+    """A directory to fill."""
     info: dict[str, Any]
+    where: str
+    """Where workers on any node may put files of the artefact themselves: the directory, or a URL."""
+    sent: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Bytes and sha256 of what workers have put at the URL, by its path from there; none on a local disk."""
 
 
 class Store:
@@ -70,45 +82,42 @@ class Store:
     """
 
     def __init__(self, root: str, *, create: bool = True) -> None:
-        try:
-            # Another job may write at any time: no listing is remembered.
-            self._fs, base = fsspec.core.url_to_fs(root, use_listings_cache=False)
-        except (ValueError, ImportError) as error:
-            raise ArtifactError(f"storage {root!r} cannot be used: {error}; set --storage to a directory") from error
-        self._base = base.rstrip("/")
-        self._local = isinstance(self._fs, LocalFileSystem)
-        self.root = root
+        self._local = "://" not in root or root.startswith("file://")
         if self._local:
+            self._base = str(Path(root.removeprefix("file://")).expanduser().absolute())
             self._staging_root = Path(self._at("staging"))
-        else:
-            self._staging_root = Path(tempfile.mkdtemp(prefix="ra-dpo-"))
-            atexit.register(shutil.rmtree, self._staging_root, ignore_errors=True)
-        with explained(f"storage {root!r} cannot be written"):
-            if create:
-                self._fs.makedirs(self._at("artifacts"), exist_ok=True)
-                if self._local:
-                    self._staging_root.mkdir(parents=True, exist_ok=True)
+            with explained(f"storage {root!r} cannot be written"):
+                if create:
+                    for made in (Path(self._at("artifacts")), self._staging_root):
+                        made.mkdir(parents=True, exist_ok=True)
                     sweep(self._staging_root)
                     sweep_claims(Path(self._at("claims")))
-            elif self._local:
-                _require_writable(existing(Path(self._base)))
+                else:
+                    _require_writable(existing(Path(self._base)))
+        else:
+            self._base = Place(root, STORAGE).root
+            self._staging_root = node_scratch(self._base) / "staging"
+        self.root = root
 
     def _at(self, *parts: str) -> str:
         return "/".join((self._base, *parts))
 
+    def _place(self, *parts: str) -> Place:
+        return Place(self._at(*parts), STORAGE)
+
     def location(self, stage: str, key: str) -> str:
-        """Where the artefact is, or would be."""
+        """Where the artefact is, or would be: a directory or a URL."""
         return self._at("artifacts", stage, key)
 
     def free_bytes(self) -> int | None:
         """Free space where artefacts are written; None for a remote store."""
-        return shutil.disk_usage(existing(Path(self._base))).free if self._local else None
+        return self._place().free_bytes()
 
     # -- artefacts -----------------------------------------------------------------------------------------
 
     def exists(self, stage: str, key: str) -> bool:
         """Whether the artefact is committed (nothing is verified)."""
-        return bool(self._fs.exists(f"{self.location(stage, key)}/{MANIFEST}"))
+        return self._place("artifacts", stage, key).size(MANIFEST) is not None
 
     def manifest(self, stage: str, key: str) -> Mapping[str, Any] | None:
         """The manifest of a committed artefact (``seconds``, ``info``, ``files``), or None; files are not verified.
@@ -116,25 +125,19 @@ class Store:
         Raises:
             ArtifactError: when the manifest cannot be read.
         """
-        location = self.location(stage, key)
         try:
-            data = self._fs.cat_file(f"{location}/{MANIFEST}")
+            data = self._place("artifacts", stage, key).read(MANIFEST)
         except FileNotFoundError:
             return None
-        return _parse_manifest(data, location)
+        return parse_manifest(data, self.location(stage, key))
 
     def list(self, stage: str) -> list[str]:
         """Keys of the committed artefacts of a stage."""
-        return sorted(key for key in self._names("artifacts", stage) if self.exists(stage, key))
-
-    def _names(self, *parts: str) -> Iterator[str]:
-        """What lies directly below a directory; nothing when there is no such directory."""
-        with contextlib.suppress(FileNotFoundError):
-            for path in self._fs.ls(self._at(*parts), detail=False):
-                yield path.rstrip("/").rsplit("/", 1)[1]
+        return [key for key in self._place("artifacts", stage).folders() if self.exists(stage, key)]
 
     def open(self, stage: str, key: str) -> Artifact:
-        """Verify size and sha256 of every file and return the artefact.
+        """Verify every file and return the artefact: size and sha256 on a local disk. At a URL only the sizes are asked
+        for; contents are verified when they are fetched (`Artifact.path`).
 
         Raises:
             KeyError: when there is no such artefact.
@@ -144,40 +147,48 @@ class Store:
         if manifest is None:
             raise KeyError(f"{stage}/{key}")
         location = self.location(stage, key)
-        local = Path(location) if self._local else self._copy(location, manifest)
-        for name, expected in manifest["files"].items():
-            path = local / name
-            try:
-                same = path.stat().st_size == expected["bytes"] and digest_file(path) == expected["sha256"]
-            except OSError as error:
-                why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-                raise ArtifactError(f"artefact {location} is damaged: {name} {why}; remove the directory") from error
-            if not same:
-                raise ArtifactError(
-                    f"artefact {location} is damaged: {name} differs from its manifest; remove the directory"
-                )
-        return Artifact(stage, key, local, manifest["seconds"], manifest["info"])
+        faults = (
+            self._local_faults(Path(location), manifest) if self._local else self._remote_faults(location, manifest)
+        )
+        for fault in faults:
+            raise ArtifactError(f"artefact {location} is damaged: {fault}; remove the directory")
+        return Artifact(stage, key, location, manifest["seconds"], manifest["info"])
 
-    def _copy(self, location: str, manifest: Mapping[str, Any]) -> Path:
-        """A fresh local copy of a remote artefact's files."""
-        local = self._staging_root / f"open-{uuid.uuid4().hex}"
-        local.mkdir()
-        directory = manifest.get("directory", "")  # none in an artefact that was copied from a local store
-        for name in manifest["files"]:
-            (local / name).parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                self._fs.get_file("/".join(filter(None, (location, directory, name))), str(local / name))
-        return local
+    def _faults(self, location: str, manifest: Mapping[str, Any]) -> Iterator[str]:
+        return self._local_faults(Path(location), manifest) if self._local else self._remote_faults(location, manifest)
+
+    @staticmethod
+    def _local_faults(directory: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+        for name, expected in manifest["files"].items():
+            path = directory / name
+            try:
+                if path.stat().st_size != expected["bytes"] or digest_file(path) != expected["sha256"]:
+                    yield f"{name} differs from its manifest"
+            except FileNotFoundError:
+                yield f"{name} is missing"
+            except OSError as error:
+                yield f"{name} cannot be read ({error.strerror})"
+
+    @staticmethod
+    def _remote_faults(location: str, manifest: Mapping[str, Any]) -> Iterator[str]:
+        place = Place(location, STORAGE)
+        # There is none in an artefact that was copied from a local store.
+        found = (place.below(manifest["directory"]) if "directory" in manifest else place).sizes()
+        for name, expected in manifest["files"].items():
+            if name not in found:
+                yield f"{name} is missing"
+            elif found[name] != expected["bytes"]:
+                yield f"{name} differs from its manifest"
 
     def discard(self, stage: str, key: str) -> None:
         """Remove an artefact (a damaged one, so that it can be made again); it disappears at once."""
-        location = self.location(stage, key)
-        with contextlib.suppress(FileNotFoundError):
-            if self._local:
-                self._move_away(Path(location))
-            else:
-                self._fs.rm(f"{location}/{MANIFEST}")
-                self._fs.rm(location, recursive=True)
+        if self._local:
+            with contextlib.suppress(FileNotFoundError):
+                self._move_away(Path(self.location(stage, key)))
+            return
+        place = self._place("artifacts", stage, key)
+        place.remove(MANIFEST)
+        place.clear()
 
     def _move_away(self, directory: Path) -> None:
         with scratch_in(self._staging_root, f"discarded-{directory.name[:12]}-") as path:
@@ -187,7 +198,7 @@ class Store:
     def claim(self, stage: str, key: str, waiting: Callable[[str], None]) -> Iterator[None]:
         """Hold the making of an artefact, so that jobs that need it at the same time make it once (`pipeline.claims`).
 
-        On a remote store there is nothing to hold, and each job makes its own.
+        On a remote store it is a lease, which is free half a minute after its holder was killed (`pipeline.lease`).
 
         Args:
             waiting: called once with who holds it, when somebody else does.
@@ -196,11 +207,17 @@ class Store:
             if self._local:
                 with explained(f"storage {self.root!r} cannot be written"):
                     stack.enter_context(claim(Path(self._at("claims")), f"{stage}-{key}", waiting))
+            else:
+                place = self._place("claims", f"{stage}-{key}")
+                since = "alive, or killed less than half a minute ago"
+                stack.enter_context(place.lock(lambda: waiting(since)))
             yield
 
     @contextlib.contextmanager
     def stage(self, stage: str, key: str, description: Mapping[str, Any]) -> Iterator[Staging]:
         """A fresh directory to fill; leaving the block commits it, an exception removes it.
+
+        A remote store has no rename: each writer has a directory of its own there, and the manifest says whose counts.
 
         When another job has committed the same key meanwhile, its artefact stays and this one is dropped:
         equal keys mean equal content.
@@ -209,45 +226,52 @@ class Store:
             description: what the key was made of, kept in the manifest for the reader.
         """
         started = time.monotonic()
+        if not self._local:
+            with self._remote_staging(stage, key) as staging:
+                yield staging
+                self._commit_remote(stage, key, staging, description, time.monotonic() - started)
+            return
         what = f"storage {self.root!r} cannot be written"
         with explained(what, within=self._staging_root), scratch_in(self._staging_root, f"{stage}-{key[:12]}-") as path:
-            staging = Staging(path, {})
+            staging = Staging(path, {}, str(path))
             yield staging
             with explained(what):
                 self._commit(stage, key, staging, description, time.monotonic() - started)
 
+    @contextlib.contextmanager
+    def _remote_staging(self, stage: str, key: str) -> Iterator[Staging]:
+        what, name = f"{self._staging_root} cannot be written", f"files-{uuid.uuid4().hex[:8]}"
+        with explained(what, self._staging_root, SCRATCH), scratch_in(self._staging_root) as path:
+            yield Staging(path, {}, f"{self.location(stage, key)}/{name}")
+
+    def _commit_remote(
+        self, stage: str, key: str, staging: Staging, description: Mapping[str, Any], seconds: float
+    ) -> None:
+        place, directory = self._place("artifacts", stage, key), staging.where.rpartition("/")[2]
+        files = {**staging.sent, **send(staging.path, staging.where)}
+        manifest = _manifest(stage, key, staging, description, seconds, files, directory)
+        if not self.exists(stage, key):
+            for fault in self._faults(self.location(stage, key), manifest):
+                raise ArtifactError(f"{staging.where} was not written whole: {fault}; run the same command again")
+        text = seal(manifest)
+        if not place.create(MANIFEST, text):
+            place.below(directory).clear()
+            return
+        if not staging.sent:
+            adopt(staging.path, self.location(stage, key), text)
+        for other in place.folders():  # of writers that were killed, or were too late
+            if other != directory:
+                place.below(other).clear()
+
     def _commit(self, stage: str, key: str, staging: Staging, description: Mapping[str, Any], seconds: float) -> None:
         files = sorted(path for path in staging.path.rglob("*") if path.is_file())
-        # A remote store has no rename: each writer has a directory of its own, and the manifest says whose counts.
-        directory = f"files-{uuid.uuid4().hex[:8]}"
-        manifest = {
-            "stage": stage,
-            "key": key,
-            "made_from": description,
-            "seconds": round(seconds, 3),
-            "info": staging.info,
-            **({} if self._local else {"directory": directory}),
-            "files": {
-                str(path.relative_to(staging.path)): {"bytes": path.stat().st_size, "sha256": digest_file(path)}
-                for path in files
-            },
-        }
-        text = seal(manifest)
-        location = self.location(stage, key)
-        if not self._local:
-            for path in files:
-                target = f"{location}/{directory}/{path.relative_to(staging.path)}"
-                self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-                self._fs.put_file(str(path), target)
-            if not self.put_if_absent(f"artifacts/{stage}/{key}/{MANIFEST}", text) and files:
-                self._fs.rm(f"{location}/{directory}", recursive=True)
-            return
+        text = seal(_manifest(stage, key, staging, description, seconds, described(staging.path)))
         (staging.path / MANIFEST).write_bytes(text)
         for path in (*files, staging.path / MANIFEST):
             fsync(path)
         for inside in (staging.path, *(path for path in staging.path.rglob("*") if path.is_dir())):
             fsync(inside)
-        final = Path(location)
+        final = Path(self.location(stage, key))
         final.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._rename(staging.path, final)
@@ -272,23 +296,19 @@ class Store:
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Write ``data`` under ``name`` unless it is there already; true when this call wrote it. Atomic."""
-        path = self._at(name)
+        folder, _, last = name.rpartition("/")
+        if not self._local:
+            return self._place(folder).create(last, data)
+        path = Path(self._at(name))
         with explained(f"storage {self.root!r} cannot be written"):
-            self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            if self._local:
-                return _put_if_absent(Path(path), data)
-            try:
-                self._fs.pipe_file(path, data, mode="create")
-            except FileExistsError:
-                return False
-            return True
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return _put_if_absent(path, data)
 
     def read_pointer(self, name: str) -> tuple[int, bytes | None]:
         """Newest generation of a pointer and its content; (0, None) when it was never set."""
-        newest = max((int(found) for found in self._names("pointers", name) if found.isdigit()), default=0)
-        if newest == 0:
-            return 0, None
-        return newest, self._fs.cat_file(self._at("pointers", name, f"{newest:08d}"))
+        place = self._place("pointers", name)
+        newest = max((int(found) for found in place.names() if found.isdigit()), default=0)
+        return (0, None) if newest == 0 else (newest, place.read(f"{newest:08d}"))
 
     def compare_and_swap(self, name: str, expected_generation: int, data: bytes) -> bool:
         """Move a pointer from ``expected_generation`` to the next one; false when somebody was faster.
@@ -301,17 +321,24 @@ class Store:
         return self.put_if_absent(f"pointers/{name}/{expected_generation + 1:08d}", data)
 
 
-def _parse_manifest(data: bytes, location: str) -> Mapping[str, Any]:
-    try:
-        manifest = unseal(data)
-        manifest["seconds"], manifest["info"]
-        for expected in manifest["files"].values():
-            expected["bytes"], expected["sha256"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(
-            f"artefact {location} is damaged: {MANIFEST} cannot be read; remove the directory"
-        ) from error
-    return manifest
+def _manifest(
+    stage: str,
+    key: str,
+    staging: Staging,
+    description: Mapping[str, Any],
+    seconds: float,
+    files: Mapping[str, Any],
+    directory: str | None = None,
+) -> dict[str, Any]:
+    return {
+        "stage": stage,
+        "key": key,
+        "made_from": description,
+        "seconds": round(seconds, 3),
+        "info": staging.info,
+        **({} if directory is None else {"directory": directory}),
+        "files": dict(files),
+    }
 
 
 def _require_writable(place: Path) -> None:

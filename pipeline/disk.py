@@ -43,6 +43,10 @@ class DiskFiles:
     def modified(self, name: str) -> float:
         return (self._directory / name).stat().st_mtime
 
+    def sizes(self) -> dict[str, int]:
+        files = (path for path in self._directory.rglob("*") if path.is_file())
+        return {path.relative_to(self._directory).as_posix(): path.stat().st_size for path in files}
+
     def size(self, name: str) -> int | None:
         try:
             return (self._directory / name).stat().st_size
@@ -88,6 +92,12 @@ class DiskFiles:
                 shutil.copyfile(source._directory / name, scratch / new_name)
             self.publish(scratch / new_name, new_name)
 
+    def send(self, local: Path, name: str) -> None:
+        with self.scratch() as scratch:
+            copy = Path(shutil.copyfile(local, scratch / "copy"))
+            make_directory((self._directory / name).parent)
+            self.publish(copy, name)
+
     def write(self, name: str, data: bytes) -> None:
         with self.scratch() as scratch:
             (scratch / name).write_bytes(data)
@@ -100,6 +110,10 @@ class DiskFiles:
 
     def remove(self, name: str) -> None:
         (self._directory / name).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._directory)
 
     def scratch(self) -> contextlib.AbstractContextManager[Path]:
         return scratch_in(self._directory / ".scratch")

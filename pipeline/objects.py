@@ -76,6 +76,16 @@ class ObjectFiles:
     def modified(self, name: str) -> float:
         return float(self._fs.modified(self._at(name)).timestamp())
 
+    def sizes(self) -> dict[str, int]:
+        try:
+            found = self._fs.find(self._base, detail=True)
+        except FileNotFoundError as error:
+            if bucket_is_missing(error):
+                raise
+            return {}
+        base = f"{self._base.strip('/')}/"
+        return {path.lstrip("/").removeprefix(base): int(entry["size"]) for path, entry in found.items()}
+
     def size(self, name: str) -> int | None:
         try:
             return int(self._fs.info(self._at(name))["size"])
@@ -102,8 +112,18 @@ class ObjectFiles:
                 yield chunk
 
     def publish(self, local: Path, name: str) -> None:
-        self._fs.put_file(str(local), self._at(name))
+        self.send(local, name)
         local.unlink()
+
+    def send(self, local: Path, name: str) -> None:
+        try:
+            self._fs.put_file(str(local), self._at(name))
+        except FileNotFoundError as error:
+            if bucket_is_missing(error) or not local.is_file():
+                raise
+            # A file system with directories, as in `_put`.
+            self._fs.makedirs(self._at(name).rsplit("/", 1)[0], exist_ok=True)
+            self._fs.put_file(str(local), self._at(name))
 
     def adopt(self, source: ObjectFiles, name: str, new_name: str) -> None:
         self._fs.cp_file(source._at(name), self._at(new_name))
@@ -135,6 +155,13 @@ class ObjectFiles:
     def remove(self, name: str) -> None:
         try:
             self._fs.rm_file(self._at(name))
+        except FileNotFoundError as error:
+            if bucket_is_missing(error):
+                raise
+
+    def clear(self) -> None:
+        try:
+            self._fs.rm(self._base, recursive=True)
         except FileNotFoundError as error:
             if bucket_is_missing(error):
                 raise

@@ -86,6 +86,11 @@ class Place:
         with self._explained("read"):
             return self._files.modified(name)
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file below, at any depth, by its path from here; one listing of a store."""
+        with self._explained("listed"):
+            return self._files.sizes()
+
     def size(self, name: str) -> int | None:
         """Bytes of a file; None when it is absent."""
         with self._explained("read"):
@@ -146,6 +151,11 @@ class Place:
             assert isinstance(source._files, ObjectFiles)
             self._files.adopt(source._files, name, new_name)
 
+    def send(self, local: Path, name: str) -> None:
+        """As `publish`, but ``local`` stays, and ``name`` may be a path below this place."""
+        with self._explained("written"):
+            self._files.send(local, name)
+
     def write(self, name: str, data: bytes) -> None:
         """Make ``data`` the small file ``name``, as `publish` does."""
         with self._explained("written"):
@@ -160,6 +170,11 @@ class Place:
         """Remove a file; an absent one is fine."""
         with self._explained("written"):
             self._files.remove(name)
+
+    def clear(self) -> None:
+        """Remove the directory with everything below it; an absent one is fine."""
+        with self._explained("written"):
+            self._files.clear()
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:

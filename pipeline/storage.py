@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.artifacts import Store
+from pipeline.copies import node_copy, remote_path
 from pipeline.places import Place
 from pipeline.refusals import STORAGE
 from pipeline.surroundings import default_storage, node_scratch
@@ -53,5 +54,13 @@ def open_storage(root: str | None) -> Storage:
 
 
 def local_copy(where: str) -> Path:
-    """The files at a *where* string: a directory as it is, what a URL names as this node's own verified copy."""
-    return Path(where)
+    """The files at a *where* string: a directory as it is; for the URL of (a directory in) an artefact this node's own
+    verified copy, made once a node (`pipeline.copies`).
+
+    Raises:
+        ArtifactError: when the artefact is gone or damaged, or the copy cannot be made.
+    """
+    if "://" not in where:
+        return Path(where)
+    at = remote_path(where)
+    return node_copy(at.artifact, full=False) / at.inside
