@@ -31,7 +31,7 @@ def align(request: JobRequest) -> int:
     """Run (or, with ``dry_run``, only describe) one alignment; returns the exit code."""
 
     def finish(run: AlignmentRun, result: dict[str, Artifact], console: Console) -> None:
-        directory = _publish(run, request, result)
+        directory = publish(run, request, result)
         console.line(f"verdict: {result['evaluate'].info['note']}")
         if "register" in result:
             console.line(f"release: {result['register'].info['note']}")
@@ -123,7 +123,7 @@ def begin_run(run: AlignmentRun, store: Store, console: Console) -> dict[str, Ar
         caches.names()  # an unreachable place is refused before anything is spent
         if problem := write_problem(caches):
             console.line(f"note: {problem}; only a finished cache that is there already will do")
-    if "data" not in have:
+    if "data" in run.planned and "data" not in have:
         # Faults of the data are the commonest ones: find them before a cluster is started or joined.
         have |= execute({"data": run.planned["data"]}, store, console, {})
     return have
@@ -156,7 +156,8 @@ def _require_room(run: AlignmentRun, store: Store, have: Mapping[str, Artifact])
 
     counts = counts_of(have["tokens"].path) if "tokens" in have else None
     model = model_directory(run.run.model, run.planned, store)
-    there = run.reference_there_bytes(have)
+    foreseen = run.foreseen_reference(have)
+    there = foreseen.there_bytes if foreseen else 0
     require_room(run.run, run.planned, store, run.storage, counts, model, reference_there_bytes=there)
 
 
@@ -165,7 +166,7 @@ def recipe_name(request: JobRequest) -> str:
     return Path(request.recipe).stem
 
 
-def _publish(run: AlignmentRun, request: JobRequest, result: dict[str, Artifact]) -> Path:
+def publish(run: AlignmentRun, request: JobRequest, result: dict[str, Artifact]) -> Path:
     """A directory a person can find: the report with what it was made from, named by recipe and key."""
     from pipeline.refusals import explained
 
@@ -198,4 +199,4 @@ def describe_run(request: JobRequest, described: RunConfig, storage: Storage, un
         if name in ("base", "tokens", "sft"):
             with contextlib.suppress(KeyError, ArtifactError):
                 have[name] = store.open(name, item.key)
-    describe(described, run.planned, storage, reference_there_bytes=run.reference_there_bytes(have))
+    describe(described, run.planned, storage, foreseen=run.foreseen_reference(have))

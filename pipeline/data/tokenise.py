@@ -47,7 +47,7 @@ def tokenise(
     for name in SPLITS:
         rows = read_table(data_dir / f"{name}.parquet", PairRow)
         total += len(rows)
-        pairs[name], texts, prompts_cut[name] = _tokenise_pairs(rows, encoder, log, f"{name}.parquet")
+        pairs[name], texts, prompts_cut[name] = tokenise_pairs(rows, encoder, log, f"{name}.parquet")
         if name in HELD_OUT:
             prompts[name] = sampling_prompts(pairs[name], texts)
     text_rows = read_table(data_dir / "sft.parquet", TextRow)
@@ -133,7 +133,7 @@ def _encode(rows: Sequence[T], encoder: Encoder, log: DropLog, file: str) -> lis
     ]
 
 
-def _tokenise_pairs(
+def tokenise_pairs(
     rows: list[PairRow], encoder: Encoder, log: DropLog, file: str
 ) -> tuple[list[PairTokens], dict[str, str], int]:
     """The pairs that fit, their prompts' texts by row id, and how many of their prompts were cut."""

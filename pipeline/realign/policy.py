@@ -51,7 +51,10 @@ class Decision:
 def wants_measure(facts: Facts, policy: RealignConfig) -> bool:
     """Whether production's accuracy on the batch has to be known before anything is decided."""
     asked = policy.suspect_below is not None or policy.max_accuracy_drop is not None
-    return asked and facts.production > 0 and facts.measured is None and facts.batch >= policy.min_batch_pairs
+    if not asked or facts.production == 0 or facts.measured is not None or not facts.batch:
+        return False
+    # What is about to be trained on is measured however little it is.
+    return facts.batch >= policy.min_batch_pairs or facts.new >= policy.min_new_pairs
 
 
 def decide(facts: Facts, policy: RealignConfig) -> Decision:
@@ -131,7 +134,7 @@ def _time(facts: Facts, policy: RealignConfig) -> list[str]:
 
 
 def _age(facts: Facts, policy: RealignConfig) -> list[str]:
-    if policy.max_age_days is None:
+    if policy.max_age_days is None or facts.production == 0:
         return []
     if facts.evaluated_days is None:
         return [f"version {facts.production} was never evaluated"]

@@ -1,0 +1,116 @@
+"""Production's reward accuracy on pairs that it has never seen: a stage on Ray actors, kept like every other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.actors import Call
+from pipeline.config import RunConfig
+from pipeline.console import Console
+from pipeline.data.checks import DropLog
+from pipeline.data.encode import Encoder
+from pipeline.data.prepare import content_of
+from pipeline.data.tables import read_table, write_json, write_table
+from pipeline.data.tokenise import tokenise_pairs
+from pipeline.errors import DataError
+from pipeline.evaluation.stage import ScoringActor, actor_results
+from pipeline.graph import PlannedStage, Stage, StageContext, execute, plan, reuse
+from pipeline.keys import DATA_TOKENS, LIBRARIES, device, library_versions, pick, with_dtype
+from pipeline.models.batches import token_batches
+from pipeline.models.load import load_tokenizer
+from pipeline.realign.accuracy import Accuracy
+from pipeline.realign.rows import digest_of
+from pipeline.records import PairRow, PairScores
+from pipeline.release.line import Fetched
+from pipeline.release.register import EVALUATION
+from pipeline.stages import read_json
+from pipeline.storage import Storage
+
+NAME = "measure"
+
+
+def accuracy_of(pairs: Sequence[PairScores]) -> Accuracy:
+    """Share of pairs whose log pi/pi_ref is larger on chosen than on rejected."""
+    right = sum(one.chosen_logp - one.chosen_ref_logp > one.rejected_logp - one.rejected_ref_logp for one in pairs)
+    return Accuracy(right, len(pairs))
+
+
+def judged_by(version: Fetched) -> Accuracy | None:
+    """A version's accuracy on the held-out pairs that it was judged by, as far as it holds them."""
+    pairs = version.path / EVALUATION / "pairs.parquet"
+    return accuracy_of(read_table(pairs, PairScores)) if pairs.is_file() else None
+
+
+def measure(
+    run: RunConfig, rows: Sequence[PairRow], reference: Fetched, policy: Fetched, storage: Storage, console: Console
+) -> Accuracy:
+    """The accuracy on some pairs, found in the store or computed on Ray, which is joined for that.
+
+    Raises:
+        DataError: when none of the pairs can be tokenised.
+    """
+    from pipeline.cluster import connected
+
+    run = with_dtype(run)
+    item = measure_stage(run, rows, reference, policy)
+    store = storage.store()
+    have = reuse({NAME: item}, store, console)
+    if not have:
+        cluster = run.cluster
+        actors = {"cpus_per_worker": cluster.cpus_per_actor, "gpus_per_worker": cluster.gpus_per_actor}
+        alone = cluster.model_copy(update={"num_workers": 1, "min_workers": 1, **actors})
+        with connected(alone, storage, least_workers=0) as described:
+            console.line(described)
+            have = execute({NAME: item}, store, console, {})
+    found = read_json(have[NAME].path / "accuracy.json")
+    return Accuracy(found["right"], found["pairs"])
+
+
+def measure_stage(run: RunConfig, rows: Sequence[PairRow], reference: Fetched, policy: Fetched) -> PlannedStage:
+    """Known by the contents of both models and of the pairs."""
+
+    def compute(context: StageContext) -> None:
+        _compute(run, rows, reference.path, policy.path, context)
+
+    stage = Stage(
+        NAME,
+        1,
+        compute,
+        options={
+            **pick(run.data, DATA_TOKENS),
+            "batch_tokens": run.reference.batch_tokens,
+            "dtype": run.model.dtype,
+            "device": device(run),
+        },
+        contents={
+            "pairs": digest_of(map(content_of, rows)),
+            "reference": reference.id,
+            "policy": policy.id,
+        },
+    )
+    return plan([stage], library_versions(LIBRARIES))[NAME]
+
+
+def _compute(run: RunConfig, rows: Sequence[PairRow], reference: Path, policy: Path, context: StageContext) -> None:
+    log = DropLog(run.data)
+    pairs, _, _ = tokenise_pairs(list(rows), Encoder(run.data, load_tokenizer(reference)), log, "new pairs")
+    if not pairs:
+        raise DataError(
+            f"none of the {len(rows)} new pairs can be tokenised within data.max_response_tokens "
+            f"({run.data.max_response_tokens}): correct the data, or raise it"
+        )
+    lengths = [len(one.prompt_ids) + max(len(one.chosen_ids), len(one.rejected_ids)) for one in pairs]
+    calls = [
+        Call("pairs", ([pairs[i] for i in batch],), f"batch {number} of the new pairs")
+        for number, batch in enumerate(token_batches(lengths, run.reference.batch_tokens // 2))
+    ]
+    arguments = (run.model_dump(mode="json"), str(reference), str(policy), "")
+    lower = "reference.batch_tokens, train.head_block_bytes, cluster.max_actors"
+    results = actor_results(ScoringActor, arguments, run.cluster, calls, context.progress, context.say, lower)
+    scores = sorted((one for batch in results for one in batch), key=lambda one: one.row_id)
+    accuracy = accuracy_of(scores)
+    write_table(context.out_dir / "pairs.parquet", scores, PairScores)
+    write_json(context.out_dir / "accuracy.json", {**asdict(accuracy), "dropped": len(rows) - len(pairs)})
+    context.info["note"] = f"{accuracy.right} of {accuracy.pairs} new pairs in the order that production has learnt"
