@@ -109,6 +109,16 @@ class Records:
         missing = [number for number, endings in sorted(self._numbers().items()) if "-end" not in endings]
         return [one for number in missing if (one := self._entry(number, {""})).first["state"] == "begun"]
 
+    def unremembered(self) -> list[Entry]:
+        """Calls after the newest that left a memory, newest first."""
+        found = []
+        for number, endings in sorted(self._numbers().items(), reverse=True):
+            entry = self._entry(number, endings)
+            if entry.end is not None and entry.end["memory"] is not None:
+                break
+            found.append(entry)
+        return found
+
     def memory(self) -> Memory:
         """What the newest call that knew it has left."""
         for number, endings in sorted(self._numbers().items(), reverse=True):

@@ -17,16 +17,24 @@ EMPTY = "none"
 
 
 class RowSets:
-    """The sets below a place."""
+    """The sets below a place.
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    Args:
+        dry: write nothing; a set that is kept is remembered here alone.
+    """
+
+    def __init__(self, place: Place, *, dry: bool = False) -> None:
+        self._place, self._dry = place, dry
+        self._kept: dict[str, frozenset[str]] = {}
 
     def keep(self, rows: Iterable[str]) -> str:
         """Keep a set of content ids; returns its digest."""
-        digest, data = digest_of(rows), _text(rows)
-        if digest != EMPTY:
-            self._place.create(digest + _ENDING, data)
+        kept = frozenset(rows)
+        digest = digest_of(kept)
+        if digest != EMPTY and digest not in self._kept:
+            if not self._dry:
+                self._place.create(digest + _ENDING, _text(kept))
+            self._kept[digest] = kept
         return digest
 
     def read(self, digest: str) -> frozenset[str]:
@@ -37,6 +45,8 @@ class RowSets:
         """
         if digest == EMPTY:
             return frozenset()
+        if digest in self._kept:
+            return self._kept[digest]
         try:
             data = self._place.read(digest + _ENDING)
         except FileNotFoundError as error:
@@ -44,6 +54,7 @@ class RowSets:
         rows = frozenset(data.decode("ascii", "replace").split())
         if digest_of(rows) != digest:
             raise self._damaged(digest, "was changed")
+        self._kept[digest] = rows
         return rows
 
     def where(self, digest: str) -> str:
