@@ -12,6 +12,7 @@ from pipeline.cli import JobRequest
 from pipeline.config import RunConfig
 from pipeline.realign_config import RealignConfig
 from pipeline.sweep.space import (
+    Options,
     Trial,
     check_pilot,
     check_space,
@@ -43,6 +44,8 @@ class Swept:
     """The trials of the round that was chosen from."""
     chosen: bool
     """Whether a setting keeps every limit; True too where nothing is to be chosen."""
+    best: Options | None = None
+    """The options of the chosen setting, if one was chosen."""
 
 
 def sweep(request: JobRequest) -> int:
@@ -128,7 +131,8 @@ class _Sweep:
         self._say_choice(judged)
         tested = self._tested(judged) if self._config.split == "validation" else None
         self._publish(phase, ran, judged, tested, said)
-        return Swept(phase.directory, ran, judged.choice.best is not None or self._config.split == "test")
+        best = None if judged.choice.best is None else judged.trials[judged.choice.best][0].trial.options
+        return Swept(phase.directory, ran, best is not None or self._config.split == "test", best)
 
     def _round(self, base: RunConfig, trials: Sequence[Trial] | None, config: SweepConfig) -> tuple[Phase, list[Ran]]:
         from pipeline.job import recipe_name
