@@ -29,6 +29,7 @@ PROGRESS_INTERVAL_S = 15.0
 NOISY_LOGGERS = (
     "ray",
     "ray.data",
+    "ray.serve",
     "ray.train",
     "ray.tune",
     "DeepSpeed",

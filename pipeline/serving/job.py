@@ -43,7 +43,7 @@ def serve_until_stopped(options: ServeOptions) -> int:
     _refuse_busy_port(options.host, options.port)
     quiet_libraries(storage.here / "logs" / f"serve-{os.getpid()}.log")
     stop = threading.Event()
-    with Console() as console, _signals(stop), _started(options):
+    with Console() as console, _started(options, stop):
         console.line(f"serving {options.alias} of line {line.name} at http://{_shown(options.host)}:{options.port}/v1")
         console.line(f"metrics for Prometheus: {', '.join(_metrics())}")
         stop.wait()
@@ -52,8 +52,8 @@ def serve_until_stopped(options: ServeOptions) -> int:
 
 
 @contextlib.contextmanager
-def _started(options: ServeOptions) -> Iterator[None]:
-    """Ray, Serve on it, and the guard on that; drained and taken down at the end."""
+def _started(options: ServeOptions, stop: threading.Event) -> Iterator[None]:
+    """Ray, Serve on it, and the guard on that; drained and taken down at the end. Signals set the event meanwhile."""
     from pipeline.cluster import connected
 
     cluster = ClusterConfig(
@@ -64,7 +64,8 @@ def _started(options: ServeOptions) -> Iterator[None]:
         cpus_per_actor=options.cpus_per_replica,
         gpus_per_actor=options.gpus_per_replica,
     )
-    with connected(cluster, open_storage(options.storage)):
+    # Behind Ray, which has handlers of its own.
+    with connected(cluster, open_storage(options.storage)) as told, _signals(stop):
         from ray import serve
 
         from pipeline.serving.app import NAME, build
@@ -82,9 +83,10 @@ def _started(options: ServeOptions) -> Iterator[None]:
             except RuntimeError as error:
                 raise ClusterError(f"the guard did not start: {_why(NAME, error)}") from error
             yield
-            serve.delete(NAME)
+            serve.delete(NAME)  # which waits until what is under way is answered
         finally:
-            serve.shutdown()
+            if told.startswith("joined"):  # a Ray of our own ends with this process
+                serve.shutdown()
 
 
 def _why(name: str, error: Exception) -> str:
