@@ -40,8 +40,9 @@ from pipeline.keys import (
 )
 from pipeline.models.source import ModelSource, resolve_model
 from pipeline.plugins import function_digests
+from pipeline.reference.foresight import Foreseen, foresee
 from pipeline.reference.key import tier_parts
-from pipeline.reference.location import bytes_there, caches_at, check_cache
+from pipeline.reference.location import caches_at, check_cache
 from pipeline.release.onward import on_line
 from pipeline.release.registry import line_name, root_of
 from pipeline.releasing import COPIES, PRODUCTION_ALONE, ReleaseParts, ReleaseStages
@@ -128,15 +129,15 @@ class AlignmentRun:
         self.reused: Collection[str] = ()
         """Stages that were committed before this job; set by the job, shown in the report."""
 
-    def reference_there_bytes(self, have: Mapping[str, Artifact]) -> int:
-        """Bytes of the reference cache that an unfinished pass, or another run, has left; 0 while its key cannot be
+    def foreseen_reference(self, have: Mapping[str, Artifact]) -> Foreseen | None:
+        """What the reference pass would find of an unfinished pass, or of other runs; None while its key cannot be
         known. ``have`` are committed artefacts."""
         stage = self._reference.stage
         if "tokens" not in have or (stage is not None and stage not in have):
-            return 0
+            return None
         model = self._reference.outside if stage is None else have[stage].path / self._reference.inside
         assert model is not None
-        return bytes_there(self.run, model, have["tokens"].path, self.storage)
+        return foresee(self.run, model, have["tokens"].path, self.storage)
 
     # -- the graph -----------------------------------------------------------------------------------------
 
@@ -295,7 +296,9 @@ class AlignmentRun:
         context.info["note"] = ", ".join(f"{name} {count:,}" for name, count in pairs.items()) + " pairs"
         # The counts are exact now, and nothing that is expensive has run yet.
         store = self.storage.store(create=False)
-        there = 0 if self._reference.stage == "sft" else bytes_there(self.run, model, context.out_dir, self.storage)
+        known = self._reference.stage != "sft"
+        foreseen = foresee(self.run, model, context.out_dir, self.storage) if known else None
+        there = foreseen.there_bytes if foreseen else 0
         counts = counts_of(context.out_dir)
         require_room(self.run, self.planned, store, self.storage, counts, model, reference_there_bytes=there)
 
@@ -322,8 +325,13 @@ class AlignmentRun:
         (context.out_dir / "cache.json").write_text(json.dumps({"key": manifest["key"]}))
         size = sum(one["bytes"] for one in manifest_files(manifest))
         pairs = manifest["statistics"]["pairs"]
-        reused = "" if result.computed else ", all there before"
-        context.info["note"] = f"{pairs:,} pairs, {self.run.reference.tier} tier, {size / 1e6:,.1f} MB{reused}"
+        note = f"{pairs:,} pairs"
+        if result.taken_rows:
+            note += f", {result.taken_rows:,} taken over, {result.computed_rows:,} computed"
+        note += f", {self.run.reference.tier} tier, {size / 1e6:,.1f} MB"
+        if not result.computed and not result.taken_rows:
+            note += ", all there before"
+        context.info["note"] = note
 
     def cache_place(self, artifact: Artifact) -> str:
         """Where the cache is that a reference artefact stands for."""

@@ -18,6 +18,7 @@ from pipeline.graph import PlannedStage, is_read
 from pipeline.plan import Cost, Work, cost
 from pipeline.recipes import resolved_yaml
 from pipeline.records import SPLITS
+from pipeline.reference.foresight import Foreseen
 from pipeline.reference_speed import Speed, measure_speed, reference_actors
 from pipeline.room import Room, refusal
 from pipeline.storage import Storage
@@ -37,12 +38,12 @@ def describe(
     storage: Storage,
     stream: TextIO | None = None,
     *,
-    reference_there_bytes: int = 0,
+    foreseen: Foreseen | None = None,
 ) -> None:
     """Print the run as YAML, its stages and its cost to ``stream`` (default: stdout).
 
-    ``planned`` are the stages with their keys; ``reference_there_bytes`` what is there of an unfinished reference
-    cache. Nothing is created, the storage included.
+    ``planned`` are the stages with their keys; ``foreseen`` what the reference pass would find and do, where that is
+    known. Nothing is created, the storage included.
 
     Raises:
         PipelineError: for data, a model or a storage that the run itself would refuse.
@@ -64,7 +65,7 @@ def describe(
         counts,
         shape,
         to_do,
-        reference_there_bytes=reference_there_bytes,
+        reference_there_bytes=foreseen.there_bytes if foreseen else 0,
         checkpoints_there_bytes=checkpoints_there_bytes(storage, planned, to_do),
     )
     room = find_room(run, storage)
@@ -72,9 +73,9 @@ def describe(
     if costs.work is not None:
         console.print("", _tier_table(run, costs, costs.work), "", sep="\n")
         speed = Speed(None, "not measured: nothing is left to compute")
-        if "reference" in to_do:
+        if "reference" in to_do and (foreseen is None or foreseen.computed_pairs):
             speed = measure_speed(run, costs.work.counts, shape, directory)
-        console.print(_pass_table(run, costs.work, speed))
+        console.print(_pass_table(run, costs.work, speed, foreseen))
     problem = refusal(costs, run, room)
     if problem:
         raise ArtifactError(problem)
@@ -184,18 +185,22 @@ def _tier_table(run: RunConfig, costs: Cost, work: Work) -> Table:
     return table
 
 
-def _pass_table(run: RunConfig, work: Work, speed: Speed) -> Table:
+def _pass_table(run: RunConfig, work: Work, speed: Speed, foreseen: Foreseen | None) -> Table:
     """How long the reference pass will take."""
     table = _table("reference pass", "amount", "how it is known")
     about = "" if work.counts.exact else "about "
+    if foreseen is not None:
+        taken = f"{foreseen.taken_pairs:,} more are taken over from other caches, if their files are whole"
+        table.add_row("pairs to compute", f"{foreseen.computed_pairs:,}", taken if foreseen.taken_pairs else "")
+    tokens = work.reference_tokens if foreseen is None else foreseen.computed_tokens
     known = "prompt, chosen and rejected of training and validation pairs, a prompt once"
-    table.add_row("tokens to compute", f"{about}{work.reference_tokens:,}", known)
+    table.add_row("tokens to compute", f"{about}{tokens:,}", known)
     if speed.tokens_per_s is None:
         table.add_row("tokens per second", "unknown", speed.basis)
         return table
     actors, where = reference_actors(run)
     table.add_row("tokens per second", f"about {speed.tokens_per_s:,.0f} an actor", speed.basis)
-    seconds = work.reference_tokens / speed.tokens_per_s / actors
+    seconds = tokens / speed.tokens_per_s / actors
     table.add_row(
         "time to compute", f"about {duration(seconds)}", f"{actors} actor(s), {where}; their start comes on top"
     )

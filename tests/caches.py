@@ -5,22 +5,28 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline.config import ReferenceConfig
+from pipeline.data.tables import write_table
 from pipeline.models.load import output_head
 from pipeline.places import Place
 from pipeline.records import PairTokens
 from pipeline.reference.cache import ReferenceCache, StoredFile
 from pipeline.reference.compute import reference_rows
+from pipeline.reference.donors import plan_of
+from pipeline.reference.key import pass_key
 from pipeline.reference.layout import ShardHeader, write_head, write_shard
 from pipeline.reference.manifest import contents
 from pipeline.reference.plan import HEAD, Part, Plan, fixed_parts, numbers_in
 from pipeline.reference.reader import CachedRows, OpenCache
 from pipeline.reference.statistics import shard_statistics
+from pipeline.reference.takeover import TakeOver
 
 CPU = torch.device("cpu")
 KEY = "0" * 32
@@ -61,7 +67,12 @@ def description(rows: Mapping[str, int], options: ReferenceConfig, tokenizer: st
 
 
 def write_piece(
-    cache: ReferenceCache, part: Part, model: nn.Module, pairs: Sequence[PairTokens], options: ReferenceConfig
+    cache: ReferenceCache,
+    part: Part,
+    model: nn.Module,
+    pairs: Sequence[PairTokens],
+    options: ReferenceConfig,
+    pass_: str = PASS,
 ) -> StoredFile:
     """Compute and commit one file; ``pairs`` are those of its split."""
     with cache.place.scratch() as scratch:
@@ -71,7 +82,7 @@ def write_piece(
             return cache.commit(part.piece, local)
         mine = [pairs[number] for number in numbers_in(part.rows)]
         rows, error = reference_rows(model, mine, options, pad_id=0, device=CPU, packed=True)
-        header = ShardHeader(PASS, output_head(model).num_tokens)
+        header = ShardHeader(pass_, output_head(model).num_tokens)
         write_shard(local, header, rows, shard_statistics(mine, rows, error, True).as_dict())
         return cache.commit(part.piece, local)
 
@@ -97,6 +108,54 @@ def write_cache(
     contained = {split: [pair.content for pair in pairs] for split, pairs in splits.items()}
     cache.finish(said | contents(cache, PASS, plan, files, contained))
     return cache.place
+
+
+def grow(
+    root: Place, key: str, model: nn.Module, splits: Mapping[str, Sequence[PairTokens]], folder: Path, **options: object
+) -> Growth:
+    """The cache ``key`` at ``root``, which takes over what it can, as the stage does it; ``folder`` is for tables."""
+    config = ReferenceConfig(**({"rows_per_shard": 3, "batch_tokens": 64} | options))  # type: ignore[arg-type]
+    cache, said = ReferenceCache(root.below(key)), []
+    rows = {split: len(pairs) for split, pairs in splits.items()}
+    for split, pairs in splits.items():
+        write_table(folder / f"{split}.parquet", pairs, PairTokens)
+    described = description(rows, config) | {"key": key}
+    pass_ = pass_key(described["made_from"])  # type: ignore[arg-type]
+    cache.start(described)
+    contained = {split: [pair.content for pair in pairs] for split, pairs in splits.items()}
+    found = cache.verify()
+    cache.remove(found.damaged)
+    here = {piece: stored.name for piece, stored in found.files.items()}
+    plan = plan_of(cache, root, described["made_from"], here, contained, said.append)  # type: ignore[arg-type]
+    cache.settle(plan)
+    sourced = [part for part in found.missing(plan) if part.sources]
+    files = found.files | TakeOver(cache, root, folder, pass_).parts(sourced, lambda part: None)
+    plan = plan.computing({part.piece for part in sourced if part.piece not in files})
+    computed = [part for part in plan.parts if part.piece not in files]
+    files |= {
+        part.piece: write_piece(cache, part, model, splits.get(part.piece.split, ()), config, pass_)
+        for part in computed
+    }
+    manifest = cache.finish(described | contents(cache, pass_, plan, files, contained))
+    ids = {
+        splits[part.piece.split][number].row_id
+        for part in computed
+        if part.piece.split != HEAD
+        for number in numbers_in(part.rows)
+    }
+    return Growth(cache.place, plan, manifest, ids, said)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What `grow` made."""
+
+    place: Place
+    plan: Plan
+    manifest: dict[str, Any]
+    computed: set[str]
+    """Ids of the rows that passed the model."""
+    said: list[str]
 
 
 def read_rows(place: Place, split: str, pairs: Sequence[PairTokens], dtype: torch.dtype = torch.float32) -> CachedRows:

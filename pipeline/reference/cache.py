@@ -141,7 +141,7 @@ class ReferenceCache:
                 if not stored.sha256.startswith(match["digest"]) or (listed and listed["sha256"] != stored.sha256):
                     found.damaged[name] = f"its content ({stored.bytes:,} bytes) differs from the digest in its name"
                 else:
-                    found.files.setdefault(_piece(match), stored)
+                    found.files.setdefault(piece_of(match), stored)
         found.damaged |= dict.fromkeys(expected, "is missing")
         return found
 
@@ -169,8 +169,8 @@ class ReferenceCache:
 
     def settle(self, plan: Plan) -> None:
         """Write down the plan; every later pass of this cache follows it."""
-        data = seal({"format": FORMAT, "parts": plan.as_json()})
-        self.place.write(PLAN, data)
+        if self.plan() != plan:
+            self.place.write(PLAN, seal({"format": FORMAT, "parts": plan.as_json()}))
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove damaged files, the manifest first: without it the pass is unfinished."""
@@ -195,7 +195,7 @@ class ReferenceCache:
         """A file of this piece that is there and whole: another actor committed it before it died."""
         for name in self.place.names():
             match = FILE_NAME.fullmatch(name)
-            if match and _piece(match) == piece:
+            if match and piece_of(match) == piece:
                 stored = self._stored(name)
                 if stored is not None and stored.sha256.startswith(match["digest"]):
                     return stored
@@ -241,5 +241,6 @@ def manifest_files(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*manifest["shards"], *([manifest["head"]] if manifest["head"] else [])]
 
 
-def _piece(match: re.Match[str]) -> Piece:
+def piece_of(match: re.Match[str]) -> Piece:
+    """The piece that a file is, by its name."""
     return Piece(HEAD) if match["split"] is None else Piece(match["split"], int(match["index"]))

@@ -6,16 +6,18 @@ looked at here; whether its files are whole is found when they are taken (`pipel
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 from pipeline.errors import ArtifactError
 from pipeline.places import Place
 from pipeline.reference.cache import DESCRIPTION, FILE_NAME, ReferenceCache
 from pipeline.reference.key import pass_key
-from pipeline.reference.plan import HEAD, DonorFile
+from pipeline.reference.plan import HEAD, DonorFile, Piece, Plan, make_plan
 from pipeline.reference.version import FORMAT
 
 MOST_DONORS = 20
@@ -25,6 +27,33 @@ _READERS = 8
 """Requests to an object store at once."""
 _HEADER_BYTES = 1 << 16
 """Read of a file at first; more only when its header is longer."""
+
+
+def plan_of(
+    cache: ReferenceCache,
+    root: Place,
+    made_from: Mapping[str, Any],
+    here: Mapping[Piece, str],
+    rows: Mapping[str, Sequence[str]],
+    say: Callable[[str], None],
+) -> Plan:
+    """The plan of a cache: the one that it has, or a new one.
+
+    Args:
+        root: where all caches are.
+        made_from: the parts of the cache's key.
+        here: its files that are there, by piece.
+        rows: contents of the rows of every split's table.
+        say: a line about a cache that cannot be used.
+    """
+    plan = cache.plan()
+    if plan is not None:
+        return plan
+    contents = _contents_here(cache, [name for piece, name in here.items() if piece.split != HEAD])
+    known = {piece: contents[name] for piece, name in sorted(here.items()) if name in contents}
+    key = cache.place.root.rsplit("/", 1)[-1]
+    donors = donor_files(root, key, pass_key(made_from), say)
+    return make_plan(rows, known, donors, made_from["compute"]["rows_per_shard"], made_from["tier"]["name"] == "hidden")
 
 
 def donor_files(root: Place, key: str, pass_: str, say: Callable[[str], None]) -> Iterator[DonorFile]:
@@ -90,6 +119,10 @@ def _metadata(place: Place, file: str) -> dict[str, str]:
     return metadata
 
 
-def contents_here(cache: ReferenceCache, files: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Contents of the rows of a cache's own whole shards, by file."""
-    return {file: tuple(json.loads(_metadata(cache.place, file)["contents"])) for file in files}
+def _contents_here(cache: ReferenceCache, files: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Contents of the rows of a cache's own shards, by file, as far as their headers can be read."""
+    found = {}
+    for file in files:
+        with contextlib.suppress(ValueError, KeyError, FileNotFoundError):
+            found[file] = tuple(json.loads(_metadata(cache.place, file)["contents"]))
+    return found

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 
-from pipeline.config import RunConfig
 from pipeline.errors import ArtifactError
 from pipeline.places import Place
 from pipeline.reference.cache import ReferenceCache
-from pipeline.reference.key import cache_key, cache_parts
 from pipeline.storage import Storage
 
 
 def caches_at(root: str | None, storage: Storage) -> Place:
     """The directory of all reference caches (``reference.root``, or one below the storage)."""
     return Place(root if root is not None else storage.at("references"))
-
-
-def bytes_there(run: RunConfig, model_dir: Path, tokens_dir: Path, storage: Storage) -> int:
-    """Bytes of the run's cache that are there already, whole or not; 0 where the place cannot be asked."""
-    place = caches_at(run.reference.root, storage).below(cache_key(cache_parts(run, model_dir, tokens_dir)))
-    try:
-        return sum(place.size(name) or 0 for name in place.names())
-    except ArtifactError:
-        return 0
 
 
 def write_problem(caches: Place) -> str | None:

@@ -148,7 +148,7 @@ def make_plan(
         if piece.split in lacking and lacking[piece.split].has_all(contents)
     ]
     used = {part.piece for part in parts}
-    free = {split: (index for index in count() if Piece(split, index) not in used) for split in wanted}
+    free = {split: _free(split, used) for split in wanted}
     heads: list[Source] = []
     partly: list[tuple[DonorFile, list[tuple[int, str]]]] = []
     for donor in donors:
@@ -158,20 +158,19 @@ def make_plan(
         split = next(_whole_in(donor, lacking), None)
         if split is not None:
             rows = lacking[split].take(donor.contents)
-            parts.append(Part(Piece(split, next(free[split])), rows, (Source(donor.cache, donor.file),)))
-        else:
-            some = [(n, one) for n, one in enumerate(donor.contents) if any(one in rest for rest in lacking.values())]
-            partly += [(donor, some)] if some else []
+            parts.append(Part(next(free[split]), rows, (Source(donor.cache, donor.file),)))
+        some = [(n, one) for n, one in enumerate(donor.contents) if any(one in rest for rest in lacking.values())]
+        partly += [(donor, some)] if some else []
         if (heads or not has_head) and not any(lacking.values()):
             break
     for split, rest in lacking.items():
         parts += [
-            Part(Piece(split, next(free[split])), rows, sources)
+            Part(next(free[split]), rows, sources)
             for rows, sources in _packed(list(_copies(rest, partly)), rows_per_shard)
         ]
         left = rest.numbers()
         parts += [
-            Part(Piece(split, next(free[split])), ranges(left[start : start + rows_per_shard]))
+            Part(next(free[split]), ranges(left[start : start + rows_per_shard]))
             for start in range(0, len(left), rows_per_shard)
         ]
     order = list(wanted)
@@ -210,6 +209,11 @@ class _Lacking:
 
     def numbers(self) -> list[int]:
         return sorted(number for rows in self._rows.values() for number in rows)
+
+
+def _free(split: str, used: Collection[Piece]) -> Iterator[Piece]:
+    """Pieces of a split that nobody uses yet."""
+    return (piece for piece in (Piece(split, index) for index in count()) if piece not in used)
 
 
 def _whole_in(donor: DonorFile, lacking: Mapping[str, _Lacking]) -> Iterator[str]:

@@ -16,7 +16,7 @@ batch with, so those of a row that was taken over are the ones it got in its fir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,12 @@ from pipeline.config import RunConfig
 from pipeline.places import Place
 from pipeline.progress import Report
 from pipeline.reference.actor import PassSpec, ReferenceActor, Written
-from pipeline.reference.cache import Found, ReferenceCache, StoredFile
-from pipeline.reference.donors import contents_here, donor_files
+from pipeline.reference.cache import ReferenceCache, StoredFile
+from pipeline.reference.donors import plan_of
 from pipeline.reference.key import cache_key, cache_parts, pass_key, row_contents
 from pipeline.reference.location import listed
 from pipeline.reference.manifest import contents
-from pipeline.reference.plan import HEAD, Part, Piece, Plan, make_plan
+from pipeline.reference.plan import Part, Piece, Plan
 from pipeline.reference.takeover import TakeOver
 
 
@@ -86,10 +86,9 @@ def run_reference(
         counts = {split: len(of_split) for split, of_split in rows.items()}
         description = {"key": key, "made_from": made_from, "names": names, "rows": counts}
         cache.start(description)
-        plan = cache.plan()
-        if plan is None:
-            plan = _new_plan(run, cache, root, found, rows, key, pass_, say)
-            cache.settle(plan)
+        here = {piece: stored.name for piece, stored in found.files.items()}
+        plan = plan_of(cache, root, made_from, here, rows, say)
+        cache.settle(plan)
         progress = _Progress(plan, found.missing(plan), report)
         if len(progress.lacking) < len(plan.parts):
             say(f"{len(plan.parts) - len(progress.lacking)} of {len(plan.parts)} files are there")
@@ -105,23 +104,6 @@ def run_reference(
         sum(one.computed_rows for one in written.values()),
         sum(part.pairs for part in progress.lacking if part.piece in taken),
     )
-
-
-def _new_plan(
-    run: RunConfig,
-    cache: ReferenceCache,
-    root: Place,
-    found: Found,
-    rows: Mapping[str, Sequence[str]],
-    key: str,
-    pass_: str,
-    say: Callable[[str], None],
-) -> Plan:
-    shards = {piece: stored.name for piece, stored in found.files.items() if piece.split != HEAD}
-    said = contents_here(cache, shards.values())
-    here = {piece: said[name] for piece, name in sorted(shards.items())}
-    donors = donor_files(root, key, pass_, say)
-    return make_plan(rows, here, donors, run.reference.rows_per_shard, run.reference.tier == "hidden")
 
 
 class _Progress:
