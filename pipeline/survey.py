@@ -86,7 +86,7 @@ def _widths(config: ModelConfig, directory: Path) -> tuple[int, int]:
     from transformers import AutoConfig
 
     try:
-        text = AutoConfig.from_pretrained(directory, local_files_only=True).get_text_config()
+        text = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False).get_text_config()
         return int(text.hidden_size), int(text.vocab_size)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -37,7 +37,12 @@ def load_model(path: Path, dtype: torch.dtype) -> nn.Module:
 
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            path,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,  # code beside the weights is refused; unset, a question on the console decides
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"cannot load a causal language model from {path}: {_first_line(error)}") from error
@@ -63,7 +68,7 @@ def load_tokenizer(path: Path) -> Any:
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError(f"cannot load a tokenizer from {path}: it has none of {', '.join(TOKENIZER_FILES)}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot load a tokenizer from {path}: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
@@ -89,7 +94,7 @@ def _text_config(path: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False).get_text_config()
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot read the model configuration in {path}: {_first_line(error)}") from error
 
