@@ -48,14 +48,15 @@ class Alert:
         return asdict(self)
 
 
-def alert_id(epoch: int, output: int, rule: str) -> str:
+def alert_id(target: str, epoch: int, output: int, rule: str) -> str:
     """The name of an alert.
 
     Args:
+        target: what is watched: an alias, or ``version-3``.
         epoch: number of the baseline.
         output: outputs after it.
     """
-    return f"{epoch:06d}-{output:010d}-{re.sub('[^a-z0-9]+', '-', rule.lower()).strip('-')}"
+    return f"{target}-{epoch:06d}-{output:010d}-{re.sub('[^a-z0-9]+', '-', rule.lower()).strip('-')}"
 
 
 def place_of(storage: Storage, line: str) -> Place:

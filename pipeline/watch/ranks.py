@@ -79,10 +79,11 @@ class Baseline:
         return len(next(iter(self.values.values()), ()))
 
     def ordered(self) -> dict[str, Ordered]:
-        """Every measure's values in order."""
+        """Every measure's values in order; the measures by name."""
         ties = np.array([uniforms(self.seed, number, 2 * len(self.values)) for number in range(self.size)])
         return {
-            name: Ordered.of(values, ties[:, 2 * place]) for place, (name, values) in enumerate(self.values.items())
+            name: Ordered.of(values, ties[:, 2 * place])
+            for place, (name, values) in enumerate(sorted(self.values.items()))
         }
 
     def as_dict(self) -> dict[str, Any]:

@@ -150,7 +150,7 @@ class Scorers:
     def __init__(self, subject: Subject, pool: Pool, say: Callable[[str], None]) -> None:
         run = subject.run.model_dump(mode="json")
         arguments = (run, str(subject.reference), str(subject.model), subject.tokenizer)
-        lower = "reference.batch_tokens of the version's run, --cluster.max-actors"
+        lower = "reference.batch_tokens of the version's run, --cluster.max_actors"
         self._actors, self._say = StandingActors(WatchActor, arguments, pool, lower), say
 
     def __enter__(self) -> Scorers:

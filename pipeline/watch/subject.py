@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.config import RunConfig
+from pipeline.config import ClusterConfig, RunConfig
 from pipeline.errors import RegistryError
 from pipeline.evaluation.scorers import check_scorers
 from pipeline.keys import with_dtype
@@ -47,18 +47,19 @@ class Subject:
         return self.run.evaluation.primary_scorer
 
 
-def load_subject(line: Line, version: int, into: Path) -> Subject:
+def load_subject(line: Line, version: int, into: Path, cluster: ClusterConfig) -> Subject:
     """Verify and fetch a version with its reference.
 
     Args:
         into: where copies go when the registry is on an object store.
+        cluster: takes the place of that of the version's run.
 
     Raises:
         RegistryError: when there is no such version, a file differs, or nothing says how it was judged.
         EvaluationError: when one of its scorers cannot be loaded here.
     """
     fetched, reference = line.fetch(str(version), into), line.fetch("0", into)
-    run = with_dtype(_run_of(line, version))
+    run = with_dtype(_run_of(line, version)).model_copy(update={"cluster": cluster})
     risk = trained_measure(run.loss, run.risk).label
     measures: dict[str, Direction] = {RISK: "up"}
     if risk != "kl":  # else they are the same numbers
@@ -101,6 +102,6 @@ def _read(line: Line, manifest: Manifest) -> RunConfig:
         return RunConfig.model_validate(yaml.safe_load(line.versions.directory(manifest).read(_RUN)))
     except (FileNotFoundError, ValueError, yaml.YAMLError) as error:
         raise RegistryError(
-            f"{_RUN} of version {manifest.version} in {line.place.root} cannot be used: {error}; it was made by another "
-            "version of this project, or is damaged"
+            f"{_RUN} of version {manifest.version} in {line.place.root} cannot be used: {error}; it was made by "
+            "another version of this project, or is damaged"
         ) from error
