@@ -16,7 +16,8 @@ import psutil
 import tiny
 from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from pipeline.data.tables import write_table
+from pipeline.data.splits import in_hash_order
+from pipeline.data.tables import read_table, write_table
 from pipeline.records import PairTokens
 
 SCRIPT = Path(__file__).parent / "reference_pass.py"
@@ -185,3 +186,26 @@ def _progress(process: subprocess.Popen[str], options: dict[str, Any], files: in
         assert time.monotonic() < deadline, log_of(process)[-4000:]
         time.sleep(0.02)
     return False
+
+
+def grown(options: dict[str, Any], folder: Path, train: int, validation: int) -> dict[str, Any]:
+    """The options of a pass over the same pairs and as many more of both splits, which stand between them."""
+    tokens = folder / "grown"
+    tokens.mkdir()
+    for split, seed, more in (("train", 1, train), ("validation", 2, validation)):
+        there = read_table(Path(options["tokens"]) / f"{split}.parquet", PairTokens)
+        pairs = tiny.random_pairs(len(there) + more, seed=seed)
+        assert pairs[: len(there)] == sorted(there, key=lambda pair: pair.row_id)
+        write_table(tokens / f"{split}.parquet", in_hash_order(pairs), PairTokens)
+    return options | {"tokens": str(tokens)}
+
+
+def rows(output: str) -> tuple[int, int]:
+    """Pairs that passed the model, and pairs that were taken over."""
+    [line] = [line for line in output.splitlines() if line.startswith("rows ")]
+    return int(line.split()[1]), int(line.split()[2])
+
+
+def shards(cache: Path) -> dict[str, bytes]:
+    """Bytes of a cache's shards, by the digest in their names: in another cache they may have another number."""
+    return {path.stem.rsplit("-")[-1]: path.read_bytes() for path in cache.glob("*-*-*.safetensors")}

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pipeline.places import Place
+from pipeline.reference.cache import ReferenceCache
 
 sys.path.insert(0, str(Path(__file__).parent))
 import passes
@@ -45,6 +49,24 @@ def test_of_two_jobs_one_computes_and_the_other_waits(undisturbed: Any, tmp_path
     assert computed == [0, len(passes.committed(options))]
     assert sum("another job computes this reference" in output for output in outputs) == 1
     assert passes.contents(options) == undisturbed[1]
+
+
+def test_when_the_data_grow_only_new_rows_pass_the_reference(undisturbed: Any, tmp_path: Path) -> None:
+    before, files = undisturbed
+    root = tmp_path / "references"
+    [donor] = (path for path in Path(before["root"]).iterdir() if path.is_dir())
+    shutil.copytree(donor, root / donor.name, ignore=shutil.ignore_patterns(".*"))
+    options = passes.grown(elsewhere(undisturbed, tmp_path), tmp_path, 13, 3)
+    output = passes.finish(passes.start(options, tmp_path))
+    assert passes.rows(output) == (16, PAIRS + PAIRS // 10)
+    assert f"{PAIRS + PAIRS // 10} pairs are taken over from 1 other cache(s)" in output
+    made = Path(output.split()[-1])
+    held, now = passes.shards(root / donor.name), passes.shards(made)
+    assert held.items() <= now.items()
+    assert len(now) == len(held) + 7 + 2
+    assert all(path.stat().st_nlink == 2 for path in (root / donor.name).glob("*.safetensors")), "no byte twice"
+    assert ReferenceCache(Place(str(made))).verify().whole
+    assert files == {name: (root / donor.name / name).read_bytes() for name in files}
 
 
 def test_only_what_is_damaged_is_computed_again(undisturbed: Any) -> None:
