@@ -86,6 +86,8 @@ class _Progress:
     words: Detokenizer
     stops: Stops
     over: bool = False
+    text: str = ""
+    """Not told yet."""
     waiting: list[TokenInfo] = field(default_factory=list)
 
 
@@ -156,11 +158,11 @@ class Batch:
         row = one.row
         row.ids.append(token)
         row.finished = token == self._tokenizer.eos_token_id
-        text = ""
+        text, one.text = one.text, ""
         if not row.finished:
             one.words.add(token)
             if row.settings.stream or row.settings.stops:
-                text = one.stops.push(one.words.text())
+                text += one.stops.push(one.words.text())
         over: Reason | None = "stop" if row.finished or one.stops.stopped else None
         if over is None and len(row.ids) >= row.settings.max_tokens:
             over = "length"
@@ -173,6 +175,8 @@ class Batch:
         if over is not None or (text and row.settings.stream):
             one.row.tell(Piece(text, tuple(one.waiting), over))
             one.waiting.clear()
+        else:
+            one.text = text
         one.over = over is not None
 
 

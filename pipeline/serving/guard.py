@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from pipeline.console import switch_off_bars
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.release.line import Line
 from pipeline.release.state import State
@@ -100,6 +101,7 @@ class Guard:
             RegistryError: when there is no such line or alias.
         """
         token = token_of(options)
+        switch_off_bars()
         line = await asyncio.to_thread(Where(options.storage, options.registry_root, options.line).open)
         state = await asyncio.to_thread(read_state, line)
         check_alias(state, options)

@@ -12,8 +12,8 @@ from pipeline.errors import PipelineError
 
 T = TypeVar("T")
 
-RETRY_S = 10.0
-"""For how long a version that could not be loaded is not tried again."""
+RETRY_S = 5.0
+"""For how long a version that could not be loaded is not tried again: reading all of it may take as long."""
 
 
 class LoadError(RuntimeError):
@@ -42,7 +42,10 @@ class Shelf(Generic[T]):
         # One thread loads what is asked for and one what is wanted, so that nobody waits behind a preload.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="load")
         self._tasks: dict[int, asyncio.Task[T]] = {}
-        self._failures: dict[int, tuple[float, str]] = {}
+        self._refused: dict[int, tuple[float, str]] = {}
+        """When and why a version could not be loaded that was asked for."""
+        self._put_off: dict[int, float] = {}
+        """When one could not be loaded ahead; who asks for it is not refused for that."""
         self._wanted: tuple[int, ...] = ()
         self._preload: asyncio.Task[None] | None = None
 
@@ -57,7 +60,7 @@ class Shelf(Generic[T]):
     def want(self, versions: Sequence[int]) -> None:
         """Load these in the background, in this order; they stay until others are wanted."""
         self._wanted = tuple(versions)
-        missing = any(version not in self._tasks and not self._refused(version) for version in versions)
+        missing = any(version not in self._tasks and not self._is_put_off(version) for version in versions)
         if missing and (self._preload is None or self._preload.done()):
             self._preload = asyncio.create_task(self._load_wanted())
 
@@ -67,7 +70,8 @@ class Shelf(Generic[T]):
         Raises:
             LoadError: when it cannot be loaded, or is not there within so many seconds.
         """
-        if (reason := self._refused(version)) is not None:
+        at, reason = self._refused.get(version, (float("-inf"), ""))
+        if self._clock() - at < RETRY_S:
             raise LoadError(reason)
         task = self._task(version)
         if not task.done():
@@ -75,6 +79,7 @@ class Shelf(Generic[T]):
             if not done:
                 raise LoadError(f"version {version} is still being loaded after {within_s:g} s")
         if (error := task.exception()) is not None:
+            self._refused[version] = (self._clock(), _reason(error))
             raise LoadError(_reason(error)) from error
         if version in self._tasks:
             self._tasks[version] = self._tasks.pop(version)  # what was used last goes last
@@ -86,10 +91,8 @@ class Shelf(Generic[T]):
             self._preload.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _refused(self, version: int) -> str | None:
-        """Why a version is not tried now."""
-        at, reason = self._failures.get(version, (float("-inf"), ""))
-        return reason if self._clock() - at < RETRY_S else None
+    def _is_put_off(self, version: int) -> bool:
+        return self._clock() - self._put_off.get(version, float("-inf")) < RETRY_S
 
     def _task(self, version: int) -> asyncio.Task[T]:
         if version not in self._tasks:
@@ -105,10 +108,11 @@ class Shelf(Generic[T]):
             self._tasks.pop(version, None)
         elif (error := task.exception()) is not None:
             self._tasks.pop(version, None)
-            self._failures[version] = (self._clock(), _reason(error))
+            self._put_off[version] = self._clock()
             self._failed(version, _reason(error))
         else:
-            self._failures.pop(version, None)
+            self._refused.pop(version, None)
+            self._put_off.pop(version, None)
             self._make_room(version)
 
     def _make_room(self, newest: int) -> None:
@@ -119,7 +123,7 @@ class Shelf(Generic[T]):
 
     async def _load_wanted(self) -> None:
         for version in self._wanted:
-            if self._refused(version) is None:
+            if not self._is_put_off(version):
                 await asyncio.wait({self._task(version)})
 
 
