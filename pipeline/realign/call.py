@@ -169,6 +169,7 @@ class Call:
         found = look(run, self._storage, line, memory, self._sets, self._now, accept=accept, unfinished=unfinished)
         if wants_measure(found.facts, run.realign):
             found = self._measured(found, line)
+            done.did.append(f"measured {found.facts.batch:,} new pairs")
         decision = decide(found.facts, run.realign)
         done.facts, done.decision = asdict(found.facts), asdict(decision)
         for sentence in (*found.said, *decision.notes):

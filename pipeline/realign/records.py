@@ -150,12 +150,10 @@ class Records:
         return found
 
     def _entry(self, number: int, endings: set[str]) -> Entry:
-        first, end, late = (
-            self._document(f"{number:08d}{ending}.json") if ending in endings else None
-            for ending in ("", "-end", "-late")
+        first = self._document(f"{number:08d}.json")
+        end, late = (
+            self._document(f"{number:08d}{ending}.json") if ending in endings else None for ending in ("-end", "-late")
         )
-        if first is None:
-            raise self._damaged(f"{number:08d}.json", "is gone")
         return Entry(number, first, end, late)
 
     def _document(self, name: str) -> Mapping[str, Any]:
