@@ -7,6 +7,7 @@ have asked.
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import socket
@@ -80,8 +81,9 @@ class LogWriter:
         written = 0
         try:
             for row in rows:
-                file = self._open()
-                file.write(dump(row))  # unbuffered: a line is there whole, or the disk is full
+                data = dump(row)
+                if self._open().write(data) < len(data):
+                    raise OSError(errno.ENOSPC, "a line was cut off")
                 written += 1
         except OSError:
             self._end()  # the next line must not continue one that was cut off
