@@ -13,6 +13,7 @@ module alone knows all stages.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -21,9 +22,9 @@ from typing import Any, Literal
 
 from pipeline import stages
 from pipeline.artifacts import Artifact
-from pipeline.checkpoints.directory import RunDirectory
 from pipeline.checkpoints.location import run_directory
-from pipeline.config import BUILD_GPT_NEOX, MADE_BY_THE_JOB, OF_NO_STAGE, RunConfig
+from pipeline.checkpoints.remote import open_run
+from pipeline.config import BUILD_GPT_NEOX, OF_NO_STAGE, RunConfig
 from pipeline.errors import ArtifactError
 from pipeline.graph import PlannedStage, Stage, StageContext, plan, up_to
 from pipeline.keys import (
@@ -39,15 +40,17 @@ from pipeline.keys import (
     with_dtype,
 )
 from pipeline.models.source import ModelSource, resolve_model
+from pipeline.places import Place
 from pipeline.plugins import function_digests
 from pipeline.reference.foresight import Foreseen, foresee
 from pipeline.reference.key import tier_parts
 from pipeline.reference.location import caches_at, check_cache
+from pipeline.refusals import STORAGE
 from pipeline.release.onward import on_line
 from pipeline.release.registry import line_name, root_of
 from pipeline.releasing import COPIES, PRODUCTION_ALONE, ReleaseParts, ReleaseStages
 from pipeline.stages import read_json
-from pipeline.storage import Storage
+from pipeline.storage import Folder, Storage, local_copy
 from pipeline.training.spec import TrainSpec
 
 RELEASE = {"gate", "register", "report", PRODUCTION_ALONE}
@@ -62,16 +65,15 @@ class ModelAt:
     inside: str
     outside: Path | None
 
-    def path(self, context: StageContext) -> Path:
-        """The directory, once the stage's artefact is there."""
-        return self.path_in(context.inputs)
+    def at(self, context: StageContext) -> str:
+        """Where it is (`pipeline.storage.local_copy`), once the stage's artefact is there."""
+        return self.at_in(context.inputs)
 
-    def path_in(self, artifacts: Mapping[str, Artifact]) -> Path:
-        """The directory, with its stage's artefact among these."""
+    def at_in(self, artifacts: Mapping[str, Artifact]) -> str:
+        """Where it is, with its stage's artefact among these."""
         if self.stage is None:
-            assert self.outside is not None
-            return self.outside
-        return artifacts[self.stage].path / self.inside
+            return str(self.outside)
+        return "/".join(filter(None, (artifacts[self.stage].where, self.inside)))
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -113,8 +115,10 @@ class AlignmentRun:
         self.recipe, self.run, self.storage, self._fence = recipe, run, storage, fence
         self._source: ModelSource = resolve_model(run.model) if source is None else source
         self._data_digest = source_digest(run.data)
-        self._model_contents = {} if self._source.path is None else {"model": self._source.digest}
-        self._base = ModelAt("base" if run.model.path in MADE_BY_THE_JOB else None, "", self._source.path)
+        # Where nodes share no disk, a model from outside becomes an artefact like one that the job makes.
+        inside = self._source.path is None or not storage.is_local
+        self._model_contents = {} if inside else {"model": self._source.digest}
+        self._base = ModelAt("base" if inside else None, "", self._source.path)
         self._reference = ModelAt("sft", "model", None) if run.sft.enabled else self._base
         self._policy = ModelAt("align", "model", None)
         graph = self._stages()
@@ -192,7 +196,7 @@ class AlignmentRun:
             Stage(
                 "sample_reference",
                 1,
-                lambda context: stages.sample(run, self._reference.path(context), context),
+                lambda context: stages.sample(run, self._reference.at(context), context),
                 options=sampling,
                 inputs=("tokens", *reference),
                 contents=self._model_contents | scorers,
@@ -200,7 +204,7 @@ class AlignmentRun:
             Stage(
                 "sample_policy",
                 1,
-                lambda context: stages.sample(run, self._policy.path(context), context),
+                lambda context: stages.sample(run, self._policy.at(context), context),
                 options=sampling,
                 inputs=("tokens", "align"),
                 contents=scorers,
@@ -209,7 +213,7 @@ class AlignmentRun:
                 "evaluate",
                 2,
                 lambda context: stages.evaluate(
-                    run, self._reference.path(context), self._policy.path(context), "sample_policy", context
+                    run, self._reference.at(context), self._policy.at(context), "sample_policy", context
                 ),
                 options={
                     "evaluation": run.evaluation.model_dump(mode="json"),
@@ -227,7 +231,9 @@ class AlignmentRun:
                 Stage("base", 1, lambda context: stages.build_base(run, context), options, inputs=("data",), local=True)
             )
         elif self._base.stage is not None:
-            graph.append(Stage("base", 1, stages.convert_base, contents={"model": self._source.digest}, local=True))
+            convert = self._source.path is None
+            make = stages.convert_base if convert else lambda context: stages.copy_base(self._source.files(), context)
+            graph.append(Stage("base", 1, make, contents={"model": self._source.digest}, local=True))
         if run.sft.enabled:
             graph.append(
                 Stage(
@@ -253,9 +259,11 @@ class AlignmentRun:
         if release is None:
             return
         store = self.storage.store(create=False)
-        made = Path(store.location("register", self.planned["register"].key)) / "release.json"
-        if not made.is_file() or read_json(made)["digest"] != release["digest"]:
-            raise ArtifactError("its policy was registered anew")
+        with contextlib.suppress(KeyError):
+            made = store.open("register", self.planned["register"].key)
+            if read_json(made.path / "release.json")["digest"] == release["digest"]:
+                return
+        raise ArtifactError("its policy was registered anew")
 
     def _release_parts(self, planned: Mapping[str, PlannedStage]) -> ReleaseParts:
         run = self.run
@@ -265,7 +273,7 @@ class AlignmentRun:
             storage=self.storage,
             root=root_of(self.storage, run.registry.root),
             line=self._line_name(planned),
-            reference=self._reference.path,
+            reference=self._reference.at,
             reference_inputs=self._reference.inputs,
             data_digest=self._data_digest,
             planned=planned,
@@ -277,7 +285,8 @@ class AlignmentRun:
         if self.run.registry.line is not None:
             return self.run.registry.line
         made_by = self._reference.stage
-        return line_name(self._source.digest if made_by is None else planned[made_by].key)
+        outside = self._reference == self._base and self._source.path is not None
+        return line_name(self._source.digest if made_by is None or outside else planned[made_by].key)
 
     # -- what the stages do --------------------------------------------------------------------------------
 
@@ -288,7 +297,7 @@ class AlignmentRun:
         from pipeline.models.load import context_tokens, load_tokenizer
         from pipeline.survey import counts_of
 
-        model = self._base.path(context)
+        model = local_copy(self._base.at(context))
         longest = context_tokens(model)
         check_sampling(self.run.data, self.run.evaluation.max_new_tokens, longest)
         tokenise(self.run.data, context.inputs["data"].path, load_tokenizer(model), longest, context.out_dir)
@@ -311,8 +320,8 @@ class AlignmentRun:
 
         result = run_reference(
             self.run,
-            self._reference.path(context),
-            context.inputs["tokens"].path,
+            self._reference.at(context),
+            context.inputs["tokens"].where,
             caches_at(self.run.reference.root, self.storage),
             {
                 "model": self.run.model.path + (", fine-tuned" if self.run.sft.enabled else ""),
@@ -345,11 +354,11 @@ class AlignmentRun:
         from pipeline.training.stage import run_training
 
         self.remove_checkpoints()  # of the training before this one
-        directory = self.run_directory(kind)
-        spec = self.training(kind, context.inputs, context.out_dir, directory)
-        result = run_training(spec, self.storage.here / "ray_train", context.progress, context.say)
-        context.info |= dataclasses.asdict(result)
-        record = read_json(context.out_dir / "training.json")
+        spec = self.training(kind, context.inputs, context.where, self.run_directory(kind))
+        result = run_training(spec, self.storage.for_ray("ray_train"), context.progress, context.say)
+        context.sent |= result.sent
+        context.info |= {name: value for name, value in dataclasses.asdict(result).items() if name != "sent"}
+        record = json.loads(Place(context.where, STORAGE).read("training.json"))
         skipped = f", {record['skipped_steps']} left out" if record["skipped_steps"] else ""
         tries = f", {result.attempts} attempts" if result.attempts > 1 else ""
         context.info["note"] = (
@@ -361,13 +370,14 @@ class AlignmentRun:
         self,
         kind: Literal["sft", "align"],
         inputs: Mapping[str, Artifact],
-        out_dir: Path,
-        run_dir: Path,
+        out_dir: str,
+        run_dir: str,
         num_workers: int | None = None,
     ) -> TrainSpec:
         """The description of a training stage for its workers.
 
         Args:
+            out_dir: where the files of its artefact go, ``run_dir`` those of its checkpoints: a directory or a URL.
             num_workers: another number than the run's.
         """
         model = self._reference if kind == "align" else self._base
@@ -378,19 +388,19 @@ class AlignmentRun:
         return TrainSpec(
             kind=kind,
             run=run,
-            model_dir=str(model.path_in(inputs)),
-            tokens_dir=str(inputs["tokens"].path),
+            model_dir=model.at_in(inputs),
+            tokens_dir=inputs["tokens"].where,
             reference=reference,
-            out_dir=str(out_dir),
-            run_dir=str(run_dir),
+            out_dir=out_dir,
+            run_dir=run_dir,
             identity=self._identity(kind, reference),
-            wandb_dir=str(self.storage.here / "wandb"),
+            wandb_dir=self.storage.at("wandb"),
             name=f"{self.recipe}-{kind}-{self.planned[kind].key[:8]}",
         )
 
-    def run_directory(self, kind: str) -> Path:
+    def run_directory(self, kind: str) -> str:
         """Where a training stage keeps its checkpoints until its artefact is committed."""
-        return run_directory(self.storage.here, kind, self.planned[kind].key)
+        return run_directory(self.storage.root, kind, self.planned[kind].key)
 
     def _identity(self, kind: str, reference: str | None) -> dict[str, Any]:
         made_from = self.planned[kind].made_from
@@ -404,16 +414,16 @@ class AlignmentRun:
         }
 
     @property
-    def published(self) -> Path:
-        """The directory in which a person finds the report of the whole run."""
-        return self.storage.here / "reports" / f"{self.recipe}-{self.planned['report'].key[:8]}"
+    def published(self) -> Folder:
+        """Where a person finds the report of the whole run."""
+        return self.storage.folder("reports", f"{self.recipe}-{self.planned['report'].key[:8]}")
 
     def under_way(self) -> bool:
         """Whether a training has left checkpoints from which this run will go on."""
         store = self.storage.store(create=False)
         to_do = [kind for kind in ("sft", "align") if kind in self.planned]
         return any(
-            RunDirectory(self.run_directory(kind), {}).steps()
+            open_run(self.run_directory(kind), {}).steps()
             for kind in to_do
             if not store.exists(kind, self.planned[kind].key)
         )
@@ -423,7 +433,7 @@ class AlignmentRun:
         store = self.storage.store(create=False)
         for kind in ("sft", "align"):
             if kind in self.planned and store.exists(kind, self.planned[kind].key):
-                RunDirectory(self.run_directory(kind), {}).remove()
+                open_run(self.run_directory(kind), {}).remove()
 
     def _report(self, context: StageContext) -> None:
         made = [

@@ -44,6 +44,13 @@ class Artifact:
     """How long it took to make."""
     info: Mapping[str, Any]
     """What the stage noted about it (one line for the console, counts); never part of the key."""
+    directory: str = ""
+    """Where at a URL the files lie, from ``where``."""
+
+    @property
+    def files_at(self) -> str:
+        """The directory or URL in which a person finds the files."""
+        return "/".join(filter(None, (self.where, self.directory)))
 
     @functools.cached_property
     def path(self) -> Path:
@@ -152,7 +159,7 @@ class Store:
         )
         for fault in faults:
             raise ArtifactError(f"artefact {location} is damaged: {fault}; remove the directory")
-        return Artifact(stage, key, location, manifest["seconds"], manifest["info"])
+        return Artifact(stage, key, location, manifest["seconds"], manifest["info"], manifest.get("directory", ""))
 
     def _faults(self, location: str, manifest: Mapping[str, Any]) -> Iterator[str]:
         return self._local_faults(Path(location), manifest) if self._local else self._remote_faults(location, manifest)

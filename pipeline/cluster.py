@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pipeline.config import ClusterConfig
 from pipeline.errors import ClusterError, PipelineError
-from pipeline.storage import Storage
+from pipeline.storage import Storage, write_problem
 
 _CONNECT_TIMEOUT_S = 5.0
 _POLL_S = 2.0
@@ -80,7 +80,10 @@ def connected(
         described = "started Ray on this machine"
     try:
         _await_resources(config, reference_threads, config.num_workers if least_workers is None else least_workers)
-        check_visible(storage.here, "--storage")
+        if storage.is_local:
+            check_visible(storage.here, "--storage")
+        else:
+            check_reachable(storage.root, "--storage")
         cpus = ray.cluster_resources().get("CPU", 0)
         gpus = ray.cluster_resources().get("GPU", 0)
         yield f"{described}: {len(alive_nodes())} node(s), {cpus:g} CPUs, {gpus:g} GPUs"
@@ -306,6 +309,26 @@ def check_visible(directory: Path, option: str) -> None:
             f"{option}: {directory} is not visible on node(s) {', '.join(blind)}; set it to a directory that every "
             "node mounts"
         )
+
+
+def check_reachable(root: str, option: str) -> None:
+    """Every node must reach the same URL, with what its processes were given when its Ray was started.
+
+    Raises:
+        ClusterError: naming the nodes that do not, why, and what to do.
+    """
+    answers = [(node["NodeManagerAddress"], answer) for node, answer in on_every_node(_problem_there, root)]
+    blind = {address: "it did not answer" if answer is None else answer for address, answer in answers if answer != ""}
+    if blind:
+        raise ClusterError(
+            f"{option}: {root} cannot be used from node(s) {', '.join(blind)}: {next(iter(blind.values()))}. Start Ray "
+            "on every node with the address and credentials of the store in its environment (for S3 the AWS_ "
+            "variables), and with the same packages"
+        )
+
+
+def _problem_there(root: str) -> str:
+    return write_problem(root) or ""
 
 
 @contextlib.contextmanager

@@ -48,8 +48,10 @@ def find_room(run: RunConfig, storage: Storage) -> Room:
 
 def checkpoints_there_bytes(storage: Storage, planned: Mapping[str, PlannedStage], to_do: Collection[str]) -> int:
     """What killed trainings that are still to do have left in their directories: they go on from it."""
+    if not storage.is_local:
+        return 0  # they take none of this node's disk
     trainings = [stage for stage in ("sft", "align") if stage in to_do]
-    return sum(held_bytes(run_directory(storage.here, stage, planned[stage].key)) for stage in trainings)
+    return sum(held_bytes(Path(run_directory(storage.root, stage, planned[stage].key))) for stage in trainings)
 
 
 def require_room(

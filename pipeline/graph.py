@@ -45,6 +45,10 @@ class StageContext:
     """Notes kept beside the artefact; ``info["note"]`` is the stage's line on the console."""
     say: Callable[[str], None]
     """A line for the console now."""
+    where: str
+    """Where workers on any node may put files of the artefact: ``out_dir``, or a URL."""
+    sent: dict[str, dict[str, Any]]
+    """What they have put at a URL (`pipeline.artifacts.Staging`)."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +220,7 @@ def _run_stage(item: PlannedStage, artifacts: Mapping[str, Artifact], store: Sto
         def say(text: str) -> None:
             observer.line(f"{stage.name}: {text}")
 
-        stage.run(StageContext(staging.path, inputs, progress, staging.info, say))
+        stage.run(StageContext(staging.path, inputs, progress, staging.info, say, staging.where, staging.sent))
     artifact = store.open(stage.name, item.key)
     observer.stage_finished(stage.name, artifact.seconds, str(artifact.info.get("note", "")))
     return artifact

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from pipeline.cli import JobRequest, resolved_yaml
 from pipeline.console import Console, quiet_libraries, switch_off_bars
-from pipeline.errors import ArtifactError, ConfigError
+from pipeline.errors import ArtifactError
 
 if TYPE_CHECKING:
     from pipeline.align import AlignmentRun
     from pipeline.artifacts import Artifact, Store
     from pipeline.config import RunConfig
-    from pipeline.storage import Storage
+    from pipeline.storage import Folder, Storage
 
 RESULTS = ("report.html", "summary.json")
 
@@ -37,9 +37,9 @@ def align(request: JobRequest) -> int:
             console.line(f"release: {result['register'].info['note']}")
             if run.release is not None and (moved := run.release.moved_since(result["register"])):
                 console.line(f"note: {moved}")
-        console.line(f"summary: {directory / 'summary.json'}")
-        console.line(f"policy:  {result['align'].path / 'model'}")
-        console.line(f"report:  {directory / 'report.html'}")
+        console.line(f"summary: {directory}/summary.json")
+        console.line(f"policy:  {result['align'].files_at}/model")
+        console.line(f"report:  {directory}/report.html")
 
     return _run(request, "align", "alignment", (), finish)
 
@@ -70,31 +70,37 @@ def _run(request: JobRequest, job: str, title: str, until: Collection[str], fini
 
 
 def storage_of(request: JobRequest) -> Storage:
-    """Where a job works.
-
-    Raises:
-        ConfigError: for a URL.
-    """
+    """Where a job works."""
     from pipeline.storage import open_storage
 
-    storage = open_storage(request.storage)
-    if not storage.is_local:
-        raise ConfigError(
-            f"--storage: {storage.root!r} is a URL; give a directory that every node of the cluster sees "
-            "(--reference.root takes a URL for the reference caches)"
-        )
-    return storage
+    return open_storage(request.storage)
 
 
 @contextlib.contextmanager
 def opened(request: JobRequest, storage: Storage, job: str, title: str) -> Iterator[tuple[Store, Console]]:
-    """The store and the console of a job that runs, with what libraries say sent to its log."""
-    store = storage.store()
-    log_path = storage.here / "logs" / f"{job}-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
+    """The store and the console of a job that runs, with what libraries say sent to its log.
+
+    Raises:
+        ArtifactError: for a storage that cannot be written.
+    """
+    from pipeline.storage import write_problem
+
+    if not storage.is_local and (problem := write_problem(storage.root)):
+        raise ArtifactError(problem)
+    store, logs = storage.store(), storage.folder("logs")
+    log_path = logs.path / f"{job}-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
     quiet_libraries(log_path)
-    with Console(log_path) as console:
+    with contextlib.ExitStack() as stack:
+        if logs.url is not None:
+            stack.callback(_send_log, logs, log_path)
+        console = stack.enter_context(Console(log_path))
         console.line(f"Ra-DPO {title}: recipe {recipe_name(request)}, storage {storage.root}")
         yield store, console
+
+
+def _send_log(logs: Folder, path: Path) -> None:
+    with contextlib.suppress(ArtifactError, FileNotFoundError):  # what ends the job may be the storage itself
+        logs.send(path.name)
 
 
 def execute_run(run: AlignmentRun, store: Store, console: Console) -> dict[str, Artifact]:
@@ -166,14 +172,14 @@ def recipe_name(request: JobRequest) -> str:
     return Path(request.recipe).stem
 
 
-def publish(run: AlignmentRun, request: JobRequest, result: dict[str, Artifact]) -> Path:
-    """A directory a person can find: the report with what it was made from, named by recipe and key."""
+def publish(run: AlignmentRun, request: JobRequest, result: dict[str, Artifact]) -> str:
+    """Where a person can find it: the report with what it was made from, named by recipe and key."""
     from pipeline.refusals import explained
 
-    report = result["report"]
-    directory = run.published
+    report, published = result["report"], run.published
+    directory = published.path
     with explained(f"{directory} cannot be written"):
-        directory.parent.mkdir(exist_ok=True)
+        directory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=directory.parent) as temporary:
             fresh = Path(temporary) / directory.name
             fresh.mkdir()
@@ -185,7 +191,8 @@ def publish(run: AlignmentRun, request: JobRequest, result: dict[str, Artifact])
             (fresh / "run.yaml").write_text(resolved_yaml(request.run), encoding="utf-8")
             shutil.rmtree(directory, ignore_errors=True)
             fresh.rename(directory)
-    return directory
+    published.send()
+    return published.where
 
 
 def describe_run(request: JobRequest, described: RunConfig, storage: Storage, until: Collection[str]) -> None:

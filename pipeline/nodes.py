@@ -13,22 +13,24 @@ from pipeline.config import RunConfig
 from pipeline.disk import existing
 from pipeline.errors import ClusterError
 from pipeline.memory import available_bytes
-from pipeline.preflight import NodeState, needs_of, room_problem, storage_problem
+from pipeline.preflight import NodeState, checkpoints_held, needs_of, room_problem, storage_problem
+from pipeline.surroundings import node_scratch
 
 _SETTLE_S = 10.0
 """Processes that were just ended give their memory back within this time."""
 _POLL_S = 1.0
 
 
-def node_states(storage: Path, worker: dict[str, float]) -> list[NodeState]:
+def node_states(storage: str, worker: dict[str, float]) -> list[NodeState]:
     """The state of every node that is alive and answers, measured there now.
 
     Args:
+        storage: a directory, or a URL for whose scratch there must be room on every node.
         worker: resources of one worker by Ray's names for them.
     """
     return [
         NodeState(node["NodeManagerAddress"], *measured, places=places([node["Resources"]], worker))
-        for node, measured in on_every_node(_measure, str(storage))
+        for node, measured in on_every_node(_measure, storage)
         if measured is not None
     ]
 
@@ -38,7 +40,7 @@ def _measure(storage: str) -> tuple[int, int, int]:
     return (
         available_bytes(),
         shutil.disk_usage(shared).free if shared.is_dir() else 0,
-        shutil.disk_usage(existing(Path(storage))).free,
+        shutil.disk_usage(existing(node_scratch(storage) if "://" in storage else Path(storage))).free,
     )
 
 
@@ -47,7 +49,7 @@ def require_nodes(
     kind: Literal["sft", "align"],
     parameters: int,
     workers: int,
-    storage: Path,
+    storage: str,
     say: Callable[[str], None],
     *,
     checkpoints_there: int = 0,
@@ -58,14 +60,17 @@ def require_nodes(
     Args:
         parameters: of the model (`pipeline.models.size.stored_size`).
         workers: how many are to be started.
-        storage: where the checkpoints are written.
+        storage: where the checkpoints are written, a directory or a URL.
         say: for a line on the console when it is waited for memory.
         checkpoints_there: how many of this training lie there already.
 
     Raises:
         ClusterError: saying which node has what, what is needed, and what to change.
     """
-    needs = needs_of(run, kind, parameters, workers, str(storage), checkpoints_there)
+    if "://" in storage:  # a node holds the one that is on its way, and the one that it goes on from
+        stage = run.sft if kind == "sft" else run.train
+        checkpoints_there = max(0, checkpoints_held(run.checkpoint.keep, stage.guard) - 2)
+    needs = needs_of(run, kind, parameters, workers, storage, checkpoints_there)
     worker: dict[str, float] = {"CPU": run.cluster.cpus_per_worker, "GPU": run.cluster.gpus_per_worker}
     began = time.monotonic()
     told = False

@@ -19,7 +19,7 @@ class _Relay:
 
     def __init__(self) -> None:
         self._latest: tuple[float, float, str] | None = None
-        self._result: dict[str, float] = {}
+        self._result: dict[str, Any] = {}
         self._workers: list[Any] = []
         self._heard = time.monotonic()
 
@@ -37,10 +37,10 @@ class _Relay:
     def get(self) -> tuple[float, float, str] | None:
         return self._latest
 
-    def put_result(self, result: dict[str, float]) -> None:
+    def put_result(self, result: dict[str, Any]) -> None:
         self._result = result
 
-    def result(self) -> dict[str, float]:
+    def result(self) -> dict[str, Any]:
         return self._result
 
 

@@ -31,6 +31,7 @@ from pipeline.evaluation.statistics import unseen_share_bound
 from pipeline.evaluation.verdict import verdict_of
 from pipeline.graph import Artifact, PlannedStage, Stage, StageContext
 from pipeline.keys import EVALUATION_SAMPLES, LIBRARIES, code_digest, library_versions, pick
+from pipeline.models.source import model_files
 from pipeline.records import ScoredSample
 from pipeline.release.evidence import Evidence, read_evidence
 from pipeline.release.explain import explain as tokens_behind
@@ -53,7 +54,7 @@ from pipeline.release.wording import explain
 from pipeline.report.card import CardInputs, card_html, card_markdown
 from pipeline.report.language import translator
 from pipeline.stages import read_json
-from pipeline.storage import Storage
+from pipeline.storage import Storage, local_copy
 
 _SAMPLES = "samples.parquet"
 _JUDGED = ("data", "tokens", "align", "sample_reference", "evaluate")
@@ -76,8 +77,8 @@ class ReleaseParts:
     root: str
     """Of the registry."""
     line: str
-    reference: Callable[[StageContext], Path]
-    """The reference's directory, once its stage's artefact is there."""
+    reference: Callable[[StageContext], str]
+    """Where the reference is (`pipeline.storage.local_copy`), once its stage's artefact is there."""
     reference_inputs: tuple[str, ...]
     data_digest: str
     planned: Mapping[str, PlannedStage]
@@ -122,16 +123,16 @@ class ReleaseStages:
         if line in open_registry(root).lines():
             return
         for key in self._store.list("register"):
-            released = Path(self._store.location("register", key))
+            released = self._store.location("register", key)
             try:
-                known = read_json(released / "release.json")
-            except (OSError, ValueError):
+                known = read_json(local_copy(released) / "release.json")
+            except (OSError, ValueError, ArtifactError):
                 continue  # damaged: it is made again
             if (known["root"], known["line"]) == (root, line):
                 raise RegistryError(
                     f"the registry at {root} is gone: line {line} was there on {known['when'][:10]} with record "
                     f"{known['record']} ({known['digest'][:12]}). Mount or restore it, or set {OPTION} to begin "
-                    f"another one; to begin anew in its place, remove {released.parent}"
+                    f"another one; to begin anew in its place, remove {released.rpartition('/')[0]}"
                 )
 
     def stages(self) -> list[Stage]:
@@ -196,24 +197,35 @@ class ReleaseStages:
         planned = self._parts.planned
         sampling, evaluation = planned["sample_policy"].stage, planned["evaluate"].stage
         contents = {"incumbent": identity}
+        shared = () if self._parts.storage.is_local else ("incumbent",)
+        copied = [Stage("incumbent", 1, self._copy_incumbent, contents=contents, local=True)] if shared else []
         return [
+            *copied,
             dataclasses.replace(
                 sampling,
                 name="sample_incumbent",
-                run=lambda context: stages.sample(self._run, self._fetched().path, context),
-                inputs=("tokens",),
+                run=lambda context: stages.sample(self._run, self._incumbent_at(context), context),
+                inputs=("tokens", *shared),
                 contents={**sampling.contents, **contents},
             ),
             dataclasses.replace(
                 evaluation,
                 name="evaluate_incumbent",
                 run=lambda context: stages.evaluate(
-                    self._run, self._parts.reference(context), self._fetched().path, "sample_incumbent", context
+                    self._run, self._parts.reference(context), self._incumbent_at(context), "sample_incumbent", context
                 ),
-                inputs=("tokens", "sample_reference", "sample_incumbent", *self._parts.reference_inputs),
+                inputs=("tokens", "sample_reference", "sample_incumbent", *shared, *self._parts.reference_inputs),
                 contents={**evaluation.contents, **contents},
             ),
         ]
+
+    def _copy_incumbent(self, context: StageContext) -> None:
+        """What is in production, where every node can fetch it."""
+        stages.copy_base(model_files(self._fetched().path), context)
+
+    def _incumbent_at(self, context: StageContext) -> str:
+        """Where what is in production is (`pipeline.storage.local_copy`)."""
+        return context.inputs["incumbent"].where if "incumbent" in context.inputs else str(self._fetched().path)
 
     def _holds_evaluation(self, incumbent: Manifest) -> bool:
         """Whether a version was judged on exactly this run's prompts, beside exactly these outputs of the reference
@@ -313,7 +325,7 @@ class ReleaseStages:
         """The reference's line, with its version 0."""
         if self._run.registry.line is not None:
             return self._line()
-        run, reference = self._run, self._parts.reference(context)
+        run, reference = self._run, local_copy(self._parts.reference(context))
         what = run.model.path + (f", fine-tuned on {run.data.path}" if run.sft.enabled else "")
         provenance = {
             "recipe": self._parts.recipe,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from pipeline.config import BUILD_GPT_NEOX, OF_NO_STAGE, SMOLLM2, RunConfig
 from pipeline.graph import StageContext
 from pipeline.keys import library_versions
+from pipeline.storage import local_copy
 
 
 def prepare_data(run: RunConfig, context: StageContext) -> None:
@@ -44,23 +46,35 @@ def convert_base(context: StageContext) -> None:
     context.info["note"] = f"SmolLM2-135M-Instruct with {size:,} parameters, from its wheel"
 
 
-def sample(run: RunConfig, model_dir: Path, context: StageContext) -> None:
-    """Stages ``sample_reference`` and ``sample_policy``."""
+def copy_base(files: Sequence[Path], context: StageContext) -> None:
+    """Stage ``base`` of a run whose nodes share no disk: the model's files, where every node can fetch them."""
+    for file in files:
+        shutil.copyfile(file, context.out_dir / file.name)
+    context.info["note"] = f"{sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"
+
+
+def sample(run: RunConfig, model_dir: str, context: StageContext) -> None:
+    """Stages ``sample_reference`` and ``sample_policy``.
+
+    Args:
+        model_dir: where the model is (`pipeline.storage.local_copy`).
+    """
     from pipeline.data.encode import check_sampling
     from pipeline.evaluation.stage import run_sampling
     from pipeline.models.load import context_tokens
 
     # The stage `tokens` checks this too, but it is reused when only evaluation.max_new_tokens has changed.
-    check_sampling(run.data, run.evaluation.max_new_tokens, context_tokens(model_dir))
+    check_sampling(run.data, run.evaluation.max_new_tokens, context_tokens(local_copy(model_dir)))
     tokens = context.inputs["tokens"].path
     count = run_sampling(run, model_dir, tokens, context.out_dir, context.progress, context.say)
     context.info["note"] = f"{count:,} samples"
 
 
-def evaluate(run: RunConfig, reference_dir: Path, policy_dir: Path, samples: str, context: StageContext) -> None:
+def evaluate(run: RunConfig, reference_dir: str, policy_dir: str, samples: str, context: StageContext) -> None:
     """Stages ``evaluate`` and ``evaluate_incumbent``.
 
     Args:
+        reference_dir: where that model is, as ``policy_dir``.
         samples: the stage that sampled from the policy.
     """
     from pipeline.evaluation.stage import run_evaluation

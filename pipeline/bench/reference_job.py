@@ -123,8 +123,8 @@ def _caches(config: ReferenceBenchmark, made: Material, root: Path) -> tuple[dic
         names = {"model": made.name, "data": config.pairs or "packed reviews"}
         result = run_reference(
             run,
-            made.model_dir,
-            made.tokens_dir,
+            str(made.model_dir),
+            str(made.tokens_dir),
             Place(str(root)),
             names,
             lambda done, total, note: None,

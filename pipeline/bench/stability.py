@@ -73,7 +73,7 @@ def _train(config: StabilityBenchmark, run: RunConfig, console: Console) -> dict
             console.line(f"with {workers} worker(s)")
             folder = Path(scratch) / str(workers)
             (folder / "out").mkdir(parents=True)
-            spec = alignment.training("align", have, folder / "out", folder / "run", num_workers=workers)
+            spec = alignment.training("align", have, str(folder / "out"), str(folder / "run"), num_workers=workers)
             run_training(spec, folder / "ray", lambda done, total, note: None, console.line)
             metrics[workers] = read_jsonl(folder / "out" / "metrics.jsonl")
     return metrics

@@ -23,12 +23,12 @@ from pipeline.checkpoints.journal import as_line
 from pipeline.checkpoints.layout import FORMAT, MANIFEST, METRICS, RUN, SKIPPED, StoredFile, digest_of, step_name
 from pipeline.digests import seal, unseal
 from pipeline.disk import NO_LOCKS, fsync, make_directory
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, ClusterError
 from pipeline.refusals import local_refusals
 
 _STEP = re.compile(r"step-(\d{8,})")
-_STAGING = ".staging"
-_HASHERS = 8
+STAGING = ".staging"
+HASHERS = 8
 OPTION = "--storage"
 
 
@@ -71,6 +71,8 @@ class RunDirectory:
 
     def __init__(self, path: Path, identity: Identity) -> None:
         self.path = path
+        self.where = str(path)
+        """For messages, and for whoever wants to look."""
         self.identity = identity
 
     def prepare(self) -> None:
@@ -101,16 +103,13 @@ class RunDirectory:
             try:
                 lock.acquire(timeout=wait_s)
             except Timeout:
-                raise ArtifactError(
-                    f"{self.path} is being written by another process: a train worker of an earlier job still runs; "
-                    "end it (`ray job list`), or wait for it"
-                ) from None
+                raise held_elsewhere(self.where) from None
             except OSError as error:
                 if error.errno not in NO_LOCKS:  # there is nothing to hold then, as for `pipeline.claims`
                     raise
         try:
             with self.refusals("written"):
-                shutil.rmtree(self.path / _STAGING, ignore_errors=True)  # what a killed worker was writing
+                shutil.rmtree(self.path / STAGING, ignore_errors=True)  # what a killed worker was writing
             yield
         finally:
             lock.release()
@@ -139,19 +138,40 @@ class RunDirectory:
         for step in reversed(steps):
             found = self.verify(step)
             if isinstance(found, Checkpoint):
-                for name in sorted(_foreign(found)):
+                for name in sorted(self._foreign(found)):
                     say(f"{found.path.name}/{name} is no part of the checkpoint and is not read")
                 return found
             damaged.append(str(found))
-            say(f"{self.path}: {found}; looking for an older one")
+            say(f"{self.where}: {found}; looking for an older one")
         if self.steps() != steps:  # a worker of an earlier job that still ends has committed or pruned meanwhile
             return self.newest(say)
         if damaged:
             raise ArtifactError(
-                f"no checkpoint in {self.path} can be used: {'; '.join(damaged)}. Put their files back, or remove the "
+                f"no checkpoint in {self.where} can be used: {'; '.join(damaged)}. Put their files back, or remove the "
                 "directory to train from the start"
             )
         return None
+
+    @staticmethod
+    def _foreign(checkpoint: Checkpoint) -> set[str]:
+        """Names of files that are no part of a checkpoint."""
+        known = {MANIFEST, METRICS, *(one["name"] for one in checkpoint.manifest["files"])}
+        return {path.name for path in checkpoint.path.iterdir()} - known
+
+    def fetch(self, step: int) -> Checkpoint:
+        """The checkpoint that the driver has verified, on a disk that this process sees; only its manifest is read
+        again.
+
+        Raises:
+            ClusterError: when it has been pruned since, so that the driver looks again.
+        """
+        path = self.path / step_name(step)
+        with self.refusals("read"):
+            try:
+                return Checkpoint(path, unseal((path / MANIFEST).read_bytes()))
+            except FileNotFoundError:
+                (self.path / RUN).stat()  # gone as a whole: that is what the user has to hear
+                raise pruned(path) from None
 
     def verify(self, step: int) -> Checkpoint | Damage:
         """Read every byte of one checkpoint.
@@ -170,13 +190,13 @@ class RunDirectory:
             self._require_ours(path, manifest)
             if manifest["step"] != step:
                 return Damage(path, (f"{MANIFEST} is that of step {manifest['step']}",))
-            with ThreadPoolExecutor(_HASHERS) as pool:
+            with ThreadPoolExecutor(HASHERS) as pool:
                 stored = [*manifest["files"], manifest["metrics"]]
                 checked = pool.map(lambda one: _fault(path, StoredFile(**one)), stored)
                 faults = [fault for fault in checked if fault]
             return Damage(path, tuple(faults)) if faults else Checkpoint(path, manifest)
 
-    def _require_ours(self, path: Path, manifest: Mapping[str, Any]) -> None:
+    def _require_ours(self, path: object, manifest: Mapping[str, Any]) -> None:
         if manifest.get("format") != FORMAT:
             raise ArtifactError(
                 f"{path} was written in format {manifest.get('format')!r}, this version reads {FORMAT}: use the "
@@ -194,7 +214,10 @@ class RunDirectory:
     def staging(self, step: int) -> Path:
         """Where the files of a checkpoint are written; made by whoever comes first."""
         with self.refusals("written"):
-            return self._inside(_STAGING, step_name(step))
+            return self._inside(STAGING, step_name(step))
+
+    def hand_in(self, step: int, file: StoredFile) -> None:
+        """Called by who has written a file into `staging`, before the checkpoint is committed."""
 
     def commit(self, step: int, manifest: Mapping[str, Any]) -> None:
         """Make a checkpoint of what lies in `staging`, whose files are safe on the disk: it appears whole or not at
@@ -203,7 +226,7 @@ class RunDirectory:
         Those of later steps go. The run could not go on from them, and counted among the newest they would have the
         good ones pruned.
         """
-        staging, final = self.path / _STAGING / step_name(step), self.path / step_name(step)
+        staging, final = self.path / STAGING / step_name(step), self.path / step_name(step)
         with self.refusals("written"):
             (self.path / RUN).stat()  # the directory that the run began in, and no other in its place
             _write_through(staging / MANIFEST, seal({"format": FORMAT, "identity": dict(self.identity), **manifest}))
@@ -214,7 +237,7 @@ class RunDirectory:
             fsync(self.path)
             for later in self.steps():
                 if later > step:
-                    self._remove(self.path / step_name(later))
+                    self._remove_step(later)
 
     def prune(self, keep: int, also_every: int | None = None) -> None:
         """Remove all but the newest ``keep`` checkpoints, and the newest one of a step divisible by ``also_every``."""
@@ -225,7 +248,7 @@ class RunDirectory:
         with self.refusals("written"):
             for step in steps:
                 if step not in kept:
-                    self._remove(self.path / step_name(step))
+                    self._remove_step(step)
 
     def roll_back(self, to: Checkpoint, changes: Mapping[str, Any], row: Mapping[str, Any]) -> None:
         """Make ``to`` the newest checkpoint, with ``changes`` in its manifest and ``row`` as the last of its metrics.
@@ -235,30 +258,47 @@ class RunDirectory:
         with self.refusals("written"):
             for step in reversed(self.steps()):
                 if step > to.step:
-                    self._remove(self.path / step_name(step))
+                    self._remove_step(step)
             since = [*to.manifest["rows_since"], dict(row)]
-            self._replace(to.path / MANIFEST, seal({**to.manifest, **changes, "rows_since": since}))
+            self._rewrite(to, seal({**to.manifest, **changes, "rows_since": since}))
 
-    def note_skipped(self, step: int, record: Mapping[str, Any]) -> Path:
-        """Write down a batch that was left out; returns the file."""
+    def note_skipped(self, step: int, record: Mapping[str, Any]) -> None:
+        """Write down a batch that was left out."""
         with self.refusals("written"):
-            path = self._inside(SKIPPED) / f"{step_name(step)}.json"
-            self._replace(path, seal(record))
-        return path
+            self._inside(SKIPPED)
+            self._replace(Path(self.skipped_at(step)), seal(record))
+
+    def skipped_at(self, step: int) -> str:
+        """Where `note_skipped` writes."""
+        return f"{self.where}/{SKIPPED}/{step_name(step)}.json"
+
+    def show(self, rows: bytes) -> None:
+        """Let people see the metrics so far, where the journal's own file is out of their reach."""
+
+    @contextlib.contextmanager
+    def on_this_node(self) -> Iterator[None]:
+        """For the length of a worker's life: what the directory needs of the node."""
+        yield
 
     def remove(self) -> None:
         """Remove everything: the run's result is committed elsewhere."""
         shutil.rmtree(self.path, ignore_errors=True)
 
+    def _remove_step(self, step: int) -> None:
+        self._remove(self.path / step_name(step))
+
+    def _rewrite(self, checkpoint: Checkpoint, manifest: bytes) -> None:
+        self._replace(checkpoint.path / MANIFEST, manifest)
+
     def _remove(self, checkpoint: Path) -> None:
         # First out of sight at once: half a directory must never look like a checkpoint.
-        aside = self._inside(_STAGING) / f"removed-{checkpoint.name}-{os.getpid()}"
+        aside = self._inside(STAGING) / f"removed-{checkpoint.name}-{os.getpid()}"
         shutil.rmtree(aside, ignore_errors=True)
         checkpoint.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
 
     def _replace(self, path: Path, data: bytes) -> None:
-        fresh = self._inside(_STAGING) / f"{path.name}-{os.getpid()}"
+        fresh = self._inside(STAGING) / f"{path.name}-{os.getpid()}"
         _write_through(fresh, data)
         fresh.replace(path)
         fsync(path.parent)
@@ -274,7 +314,7 @@ class RunDirectory:
     @contextlib.contextmanager
     def refusals(self, what: str) -> Iterator[None]:
         """Turn what the disk refuses in the block into an `ArtifactError` that says what to do."""
-        message = f"checkpoints at {self.path} cannot be {what}"
+        message = f"checkpoints at {self.where} cannot be {what}"
         with local_refusals(message, OPTION):
             try:
                 yield
@@ -300,9 +340,17 @@ def _unreadable(name: str, error: OSError) -> str:
     return f"{name} is missing" if isinstance(error, FileNotFoundError) else f"{name}: {error.strerror or error}"
 
 
-def _foreign(checkpoint: Checkpoint) -> set[str]:
-    known = {MANIFEST, METRICS, *(one["name"] for one in checkpoint.manifest["files"])}
-    return {path.name for path in checkpoint.path.iterdir()} - known
+def held_elsewhere(where: str) -> ArtifactError:
+    """Somebody else writes there."""
+    return ArtifactError(
+        f"{where} is being written by another process: a train worker of an earlier job still runs; end it "
+        "(`ray job list`), or wait for it"
+    )
+
+
+def pruned(checkpoint: object) -> ClusterError:
+    """What the driver has chosen went before a worker could read it."""
+    return ClusterError(f"{checkpoint} is gone: a worker of an earlier job was still writing checkpoints")
 
 
 def _write_through(path: Path, data: bytes) -> None:

@@ -7,9 +7,13 @@ import os
 from pathlib import Path
 
 
-def run_directory(storage: Path, stage: str, key: str) -> Path:
-    """Where a training stage keeps its checkpoints until its artefact is committed."""
-    return storage / "checkpoints" / f"{stage}-{key[:16]}"
+def run_directory(root: str, stage: str, key: str) -> str:
+    """Where a training stage keeps its checkpoints until its artefact is committed.
+
+    Args:
+        root: of the storage, a directory or a URL.
+    """
+    return f"{root}/checkpoints/{stage}-{key[:16]}"
 
 
 def held_bytes(directory: Path) -> int:

@@ -12,7 +12,7 @@ from pipeline.compare.alike import why_no_drift
 from pipeline.compare.encode import Encoded, encode
 from pipeline.compare.figures import Drift, Judged, Tokens
 from pipeline.compare.sides import Model
-from pipeline.compare.stages import Named, drift_stage, sample_stage
+from pipeline.compare.stages import MODEL, Named, drift_stage, model_stage, sample_stage
 from pipeline.compare.subject import NAMES, Subject
 from pipeline.config import RunConfig
 from pipeline.console import Console
@@ -40,7 +40,8 @@ class Computation:
             name: cache(partial(encode, model, name, subject.on.prompts, run)) for name, model in subject.models.items()
         }
         self.sampling: dict[str, PlannedStage] = {
-            name: sample_stage(run, model, subject.on, self._encoded[name]) for name, model in subject.models.items()
+            name: sample_stage(run, model, subject.on, self._encoded[name], self._at)
+            for name, model in subject.models.items()
         }
 
     def __enter__(self) -> Computation:
@@ -66,7 +67,7 @@ class Computation:
         a, b = (self._subject.sides[name] for name in NAMES)
         between = None
         if isinstance(a, Model) and isinstance(b, Model):
-            between = drift_stage(self._run, a, b, samples)
+            between = drift_stage(self._run, a, b, samples, self._at)
         # What was computed once can be: models need not be looked at again.
         there = between is not None and self._store.exists(between.stage.name, between.key)
         if not there and (why := why_no_drift(a, b)) is not None:
@@ -80,7 +81,10 @@ class Computation:
             # Where one of them is the reference, the drift between them says it all.
             if reference.digest not in (a.digest, b.digest):
                 for name, model in self._subject.models.items():
-                    planned[name] = f"drift {name}", drift_stage(self._run, reference, model, {name: samples[name]})
+                    planned[name] = (
+                        f"drift {name}",
+                        drift_stage(self._run, reference, model, {name: samples[name]}, self._at),
+                    )
         return {name: self._made(called, item) for name, (called, item) in planned.items()}, None
 
     def _made(self, called: str, item: PlannedStage) -> Artifact:
@@ -90,6 +94,12 @@ class Computation:
             self._join()
             have = execute({name: item}, self._store, observer, {})
         return have[name]
+
+    def _at(self, model: Model) -> str:
+        if self._storage.is_local:
+            return str(model.path)
+        item = model_stage(model)
+        return execute({MODEL: item}, self._store, Named(self._console, f"model {model.label}"))[MODEL].where
 
     def _join(self) -> None:
         if self._joined:

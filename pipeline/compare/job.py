@@ -111,10 +111,11 @@ def _publish(content: Mapping[str, Any], run: RunConfig, storage: Storage, conso
     content = strict({"headline": headline(content), **content})
     key = digest_json({"content": content, "language": run.report.language})[:8]
     name = f"compare-{_slug(content['a']['label'])}-{_slug(content['b']['label'])}-{key}"
-    directory = storage.here / "reports" / name
+    folder = storage.folder("reports", name)
+    directory = folder.path
     page = render_compare(content, run.report.language)
     with explained(f"{directory} cannot be written"):
-        directory.parent.mkdir(exist_ok=True)
+        directory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=directory.parent) as temporary:
             fresh = Path(temporary) / name
             fresh.mkdir()
@@ -122,9 +123,10 @@ def _publish(content: Mapping[str, Any], run: RunConfig, storage: Storage, conso
             (fresh / "compare.json").write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
             shutil.rmtree(directory, ignore_errors=True)
             fresh.rename(directory)
+    folder.send()
     console.line(f"verdict: {content['headline']}")
-    console.line(f"figures: {directory / 'compare.json'}")
-    console.line(f"page:    {directory / 'compare.html'}")
+    console.line(f"figures: {folder.where}/compare.json")
+    console.line(f"page:    {folder.where}/compare.html")
 
 
 def _slug(label: str) -> str:

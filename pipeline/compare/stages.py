@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from pipeline.actors import Call
@@ -26,10 +26,13 @@ from pipeline.evaluation.stage import actor_device, actor_results, sample_prompt
 from pipeline.graph import Observer, PlannedStage, Stage, StageContext, plan
 from pipeline.keys import LIBRARIES, library_versions, pick
 from pipeline.models.batches import token_batches
+from pipeline.models.source import model_files
 from pipeline.plugins import function_digests
 from pipeline.records import SampleRow, ScoredSample
+from pipeline.stages import copy_base
+from pipeline.storage import local_copy
 
-SAMPLE, DRIFT = "compare_sample", "compare_drift"
+SAMPLE, DRIFT, MODEL = "compare_sample", "compare_drift", "compare_model"
 _OPTIONS = ("temperature", "max_new_tokens", "batch_size", "scorers")
 
 
@@ -44,10 +47,11 @@ class DriftActor:
         config = RunConfig.model_validate(run)
         device, dtype = actor_device(config.cluster), torch_dtype(config.model.dtype)
         self._kl = Measure("mean")
+        base, model = local_copy(base_dir), local_copy(model_dir)
         self._both = BothModels(
-            load_model(Path(base_dir), dtype).to(device),
-            load_model(Path(model_dir), dtype).to(device),
-            load_tokenizer(Path(base_dir)),
+            load_model(base, dtype).to(device),
+            load_model(model, dtype).to(device),
+            load_tokenizer(base),
             (self._kl,),
             config.train.head_block_bytes,
             device,
@@ -57,18 +61,29 @@ class DriftActor:
         return self._both.samples("policy", rows, self._kl, "")
 
 
-def sample_stage(run: RunConfig, model: Model, on: Common, encoded: Callable[[], Encoded]) -> PlannedStage:
+At = Callable[[Model], str]
+"""Where every node finds a model (`pipeline.storage.local_copy`)."""
+
+
+def model_stage(model: Model) -> PlannedStage:
+    """A model's files, where nodes that share no disk can fetch them."""
+    make = partial(copy_base, model_files(model.path))
+    return _planned(Stage(MODEL, 1, make, contents={"model": model.digest}, local=True))
+
+
+def sample_stage(run: RunConfig, model: Model, on: Common, encoded: Callable[[], Encoded], at: At) -> PlannedStage:
     """Sampling of one side.
 
     Args:
         run: with ``model.dtype`` decided.
+        at: asked for only when the stage runs.
         encoded: the prompts for this model, asked for only when the stage runs.
     """
 
     def sample(context: StageContext) -> None:
         prompts = encoded()
         sampled = run.model_copy(update={"evaluation": run.evaluation.model_copy(update={"seeds": on.seeds})})
-        rows = sample_prompts(sampled, model.path, prompts.prompts, context.progress, context.say)
+        rows = sample_prompts(sampled, at(model), prompts.prompts, context.progress, context.say)
         write_table(context.out_dir / "samples.parquet", rows, SampleRow)
         context.info |= {"cut": prompts.cut, "note": f"{len(rows):,} samples"}
 
@@ -83,7 +98,7 @@ def sample_stage(run: RunConfig, model: Model, on: Common, encoded: Callable[[],
     return _planned(Stage(SAMPLE, 1, sample, options, contents=contents))
 
 
-def drift_stage(run: RunConfig, base: Model, model: Model, samples: Mapping[str, Artifact]) -> PlannedStage:
+def drift_stage(run: RunConfig, base: Model, model: Model, samples: Mapping[str, Artifact], at: At) -> PlannedStage:
     """KL(base || model) at every token of samples, in nats; one table of `ScoredSample` for each artefact of samples.
 
     Args:
@@ -101,7 +116,7 @@ def drift_stage(run: RunConfig, base: Model, model: Model, samples: Mapping[str,
             calls += [(name, Call("samples", ([rows[i] for i in one],), f"{len(one)} outputs")) for one in batches]
         results = actor_results(
             DriftActor,
-            (run.model_dump(mode="json"), str(base.path), str(model.path)),
+            (run.model_dump(mode="json"), at(base), at(model)),
             run.cluster,
             [call for _, call in calls],
             context.progress,

@@ -14,6 +14,7 @@ from pipeline.config import ClusterConfig, RunConfig
 from pipeline.data.tables import read_table, write_table
 from pipeline.progress import Report
 from pipeline.records import PairScores, PairTokens, PromptTokens, SampleRow, ScoredSample
+from pipeline.storage import local_copy
 
 Say = Callable[[str], None]
 
@@ -38,8 +39,9 @@ class SamplingActor:
         self._run = RunConfig.model_validate(run)
         self._device = actor_device(self._run.cluster)
         dtype = torch_dtype(self._run.model.dtype)
-        self._model = load_model(Path(model_dir), dtype).to(self._device)
-        self._tokenizer = load_tokenizer(Path(model_dir))
+        model = local_copy(model_dir)
+        self._model = load_model(model, dtype).to(self._device)
+        self._tokenizer = load_tokenizer(model)
         self._scorers = load_scorers(self._run.evaluation.scorers)
 
     def sample(self, batch: list[tuple[PromptTokens, int]]) -> list[SampleRow]:
@@ -67,10 +69,11 @@ class ScoringActor:
         dtype = torch_dtype(config.model.dtype)
         self._trained = trained_measure(config.loss, config.risk)
         self._prompt_set = prompt_set
+        reference, policy = local_copy(reference_dir), local_copy(policy_dir)
         self._both = BothModels(
-            load_model(Path(reference_dir), dtype).to(device),
-            load_model(Path(policy_dir), dtype).to(device),
-            load_tokenizer(Path(reference_dir)),
+            load_model(reference, dtype).to(device),
+            load_model(policy, dtype).to(device),
+            load_tokenizer(reference),
             reported_measures(self._trained),
             config.train.head_block_bytes,
             device,
@@ -84,11 +87,12 @@ class ScoringActor:
 
 
 def run_sampling(
-    run: RunConfig, model_dir: Path, tokens_dir: Path, out_dir: Path, report: Report, say: Say | None = None
+    run: RunConfig, model_dir: str, tokens_dir: Path, out_dir: Path, report: Report, say: Say | None = None
 ) -> int:
     """Sample every prompt with every seed, score the texts, write samples.parquet; returns the number of samples.
 
     Args:
+        model_dir: where the model is (`pipeline.storage.local_copy`).
         report: progress in batches.
         say: a line for the console, when an actor died.
     """
@@ -100,14 +104,14 @@ def run_sampling(
 
 
 def sample_prompts(
-    run: RunConfig, model_dir: Path, prompts: Sequence[PromptTokens], report: Report, say: Say | None = None
+    run: RunConfig, model_dir: str, prompts: Sequence[PromptTokens], report: Report, say: Say | None = None
 ) -> list[SampleRow]:
     """One scored sample for every prompt and seed, prompt by prompt; the arguments are those of `run_sampling`."""
     config = run.evaluation
     work = [(prompt, seed) for prompt in prompts for seed in config.seeds]
     batches = [work[start : start + config.batch_size] for start in range(0, len(work), config.batch_size)]
     calls = [Call("sample", (batch,), f"batch {index} of the samples") for index, batch in enumerate(batches)]
-    arguments = (run.model_dump(mode="json"), str(model_dir))
+    arguments = (run.model_dump(mode="json"), model_dir)
     results = actor_results(
         SamplingActor, arguments, run.cluster, calls, report, say, lower="evaluation.batch_size, cluster.max_actors"
     )
@@ -117,8 +121,8 @@ def sample_prompts(
 def run_evaluation(
     run: RunConfig,
     *,
-    reference_dir: Path,
-    policy_dir: Path,
+    reference_dir: str,
+    policy_dir: str,
     tokens_dir: Path,
     reference_samples: Path,
     policy_samples: Path,
@@ -129,6 +133,7 @@ def run_evaluation(
     """Score both models' samples and the pairs of the split, summarise, and write samples, pairs and evaluation.json.
 
     Args:
+        reference_dir: where that model is, as ``policy_dir`` (`pipeline.storage.local_copy`).
         report: progress in batches.
         say: a line for the console, when an actor died.
     """
@@ -153,7 +158,7 @@ def run_evaluation(
         Call("pairs", ([pairs[i] for i in batch],), f"batch {number} of the {run.evaluation.split} pairs")
         for number, batch in enumerate(token_batches(lengths, budget // 2))
     ]
-    arguments = (run.model_dump(mode="json"), str(reference_dir), str(policy_dir), prompt_set)
+    arguments = (run.model_dump(mode="json"), reference_dir, policy_dir, prompt_set)
     results = actor_results(
         ScoringActor,
         arguments,

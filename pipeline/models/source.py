@@ -29,6 +29,11 @@ class ModelSource:
     path: Path | None
     digest: str
 
+    def files(self) -> list[Path]:
+        """The files of one that is on disk."""
+        assert self.path is not None
+        return model_files(self.path)
+
 
 def resolve_model(config: ModelConfig) -> ModelSource:
     """Find the model that ``config.path`` names and digest its contents (a hub id is downloaded).

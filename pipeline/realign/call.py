@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import Store
@@ -169,7 +168,7 @@ class Call:
         found = look(run, self._storage, line, memory, self._sets, self._now, accept=accept, unfinished=unfinished)
         if wants_measure(found.facts, run.realign):
             found = self._measured(found, line)
-            done.did.append(f"measured {found.facts.batch:,} new pairs")
+            done.did.append(f"measured {found.facts.unmeasured:,} new pairs")
         decision = decide(found.facts, run.realign)
         done.facts, done.decision = asdict(found.facts), asdict(decision)
         for sentence in (*found.said, *decision.notes):
@@ -182,7 +181,7 @@ class Call:
         for one in memory.held:
             self._console.line(
                 f"!! HELD: {one.pairs:,} pairs (batch {one.digest}, since {one.since[:10]}) wait for a person and are "
-                f"not trained on: {one.why}. Repair the data, or say --accept {one.digest[:8]}"
+                f"not trained on. {one.why} Repair the data, or say --accept {one.digest[:8]}"
             )
         return self._remembered(memory, found, decision)
 
@@ -191,24 +190,26 @@ class Call:
 
         copies = self._storage.here / COPIES
         reference, policy = (line.fetch(str(version), copies) for version in (0, found.facts.production))
-        rows = [found.pairs[content] for content in sorted(found.batch)]
+        rows = [found.pairs[content] for content in sorted(frozenset[str]().union(*found.batches))]
         self._console.line(f"{len(rows):,} new pairs: what version {policy.version} in production makes of them")
-        accuracy = measure(self._request.run, rows, reference, policy, self._storage, self._console)
-        return found.measured(accuracy, judged_by(policy))
+        right = measure(self._request.run, rows, reference, policy, self._storage, self._console)
+        return found.measured(right, judged_by(policy))
 
     def _hold(self, found: Found, decision: Decision, done: Done) -> Memory:
-        """The memory with the batch held, or cleared when production was measured on it."""
-        memory = found.memory
-        if decision.hold:
-            digest = self._sets.keep(found.batch)
-            why = "; ".join(decision.hold)
-            done.did.append(f"held {len(found.batch):,} pairs")
-            done.said.insert(0, why)
-            since = self._now.isoformat(timespec="seconds")
-            return replace(memory, held=(*memory.held, Held(digest, len(found.batch), since, why)))
-        if found.facts.measured is not None:
-            return replace(memory, cleared=self._sets.keep(self._sets.read(memory.cleared) | found.batch))
-        return memory
+        """The memory with each batch held, cleared when production was measured on it, or waiting for that."""
+        held, waiting = list(found.memory.held), []
+        cleared = self._sets.read(found.memory.cleared)
+        since = self._now.isoformat(timespec="seconds")
+        for batch, rows in zip(found.facts.batches, found.batches, strict=True):
+            if batch.digest in decision.hold:
+                held.append(Held(batch.digest, batch.pairs, since, decision.hold[batch.digest]))
+                done.did.append(f"held {batch.pairs:,} pairs")
+                done.said.insert(0, decision.hold[batch.digest])
+            elif batch.measured is None:
+                waiting.append(batch.digest)
+            else:
+                cleared |= rows
+        return replace(found.memory, held=tuple(held), waiting=tuple(waiting), cleared=self._sets.keep(cleared))
 
     def _evaluate(self, memory: Memory, reasons: Sequence[str], done: Done) -> None:
         """Production alone, by the run's data; back to the reference when it demonstrably breaks a limit."""
@@ -258,7 +259,7 @@ class Call:
         done.artifacts |= {name: item.key for name, item in alignment.planned.items()}
         done.did.append(what)
         self._say(done, f"{result['register'].info['note']} (audit record {release['record']})")
-        self._console.line(f"report: {Path(directory) / 'report.html'}")
+        self._console.line(f"report: {directory}/report.html")
 
     def _on_line(self, run: RunConfig, memory: Memory) -> RunConfig:
         """The run with the line's reference for its model, and without the pairs that are held."""
@@ -277,7 +278,7 @@ class Call:
         if decision.realign:
             held = frozenset[str]().union(*(self._sets.read(one.digest) for one in memory.held))
             known = self._sets.keep(found.pairs.keys() - held)
-            memory = replace(memory, known=known, cleared=EMPTY, aligned_at=at)
+            memory = replace(memory, known=known, cleared=EMPTY, waiting=(), aligned_at=at)
         elif memory.known == EMPTY:
             # What another job had trained on is known from now on by its contents.
             memory = replace(memory, known=self._sets.keep(found.pairs.keys() - found.new - found.held_rows))

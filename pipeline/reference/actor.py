@@ -20,6 +20,7 @@ from pipeline.reference.compute import reference_rows
 from pipeline.reference.layout import ShardHeader, write_head, write_shard
 from pipeline.reference.plan import HEAD, Part, numbers_in
 from pipeline.reference.statistics import shard_statistics
+from pipeline.storage import local_copy
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class ReferenceActor:
         self._device = torch.device("cuda" if run.cluster.gpus_per_actor > 0 else "cpu")
         if self._device.type == "cpu":
             torch.set_num_threads(run.reference.threads)
-        model_dir = Path(spec.model_dir)
+        model_dir = local_copy(spec.model_dir)
         self._model = load_model(model_dir, torch_dtype(run.model.dtype)).to(self._device)
         self._head = output_head(self._model)
         tokenizer = load_tokenizer(model_dir)
@@ -83,7 +84,7 @@ class ReferenceActor:
 
     def _write_shard(self, local: Path, part: Part) -> int:
         options = self._run.reference
-        path = Path(self._spec.tokens_dir) / f"{part.piece.split}.parquet"
+        path = local_copy(self._spec.tokens_dir) / f"{part.piece.split}.parquet"
         pairs = read_numbered(path, PairTokens, numbers_in(part.rows))
         self._check(pairs)
         rows, error = reference_rows(

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.actors import Pool, map_over_actors
@@ -34,6 +33,7 @@ from pipeline.reference.location import listed
 from pipeline.reference.manifest import contents
 from pipeline.reference.plan import Part, Piece, Plan
 from pipeline.reference.takeover import TakeOver
+from pipeline.storage import local_copy
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class PassResult:
 
 def run_reference(
     run: RunConfig,
-    model_dir: Path,
-    tokens_dir: Path,
+    model_at: str,
+    tokens_at: str,
     root: Place,
     names: dict[str, str],
     report: Report,
@@ -63,18 +63,20 @@ def run_reference(
     """Bring the run's cache about and return it, verified.
 
     Args:
+        model_at: where the model is, as ``tokens_at`` (`pipeline.storage.local_copy`).
         root: the directory of all caches.
         names: what model and data are called, for people; no part of the key.
         report: progress in pairs.
         say: a line for the console.
     """
+    model_dir, tokens_dir = local_copy(model_at), local_copy(tokens_at)
     made_from = cache_parts(run, model_dir, tokens_dir)
     key, pass_ = cache_key(made_from), pass_key(made_from)
     cache = ReferenceCache(root.below(key))
     found = cache.verify()
     if found.manifest is not None and found.whole:
         return PassResult(cache.place.root, found.manifest)
-    spec = PassSpec(run.model_dump(mode="json"), str(model_dir), str(tokens_dir), cache.place.root, pass_)
+    spec = PassSpec(run.model_dump(mode="json"), model_at, tokens_at, cache.place.root, pass_)
     with cache.place.lock(lambda: say("another job computes this reference; waiting for it")):
         found = cache.verify()
         if found.manifest is not None and found.whole:

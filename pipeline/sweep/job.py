@@ -210,6 +210,6 @@ class _Sweep:
 
         facts = gathered(phase, judged, self._store, time.monotonic() - self._began)
         content = sweep_json(self._config, ran, judged, tested, facts, pilot)
-        figures, report = publish(phase.directory, content)
+        figures, report = publish(phase.folder, content)
         self._console.line(f"figures: {figures}")
         self._console.line(f"report:  {report}")

@@ -7,11 +7,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.selection.choose import Choice, choose
 from pipeline.selection.judged import Setting, read_run, settings_of
+from pipeline.storage import fetched
 from pipeline.sweep.outcomes import Outcome
 from pipeline.sweep.space import Trial, setting_name
 from pipeline.sweep_config import Tolerance
@@ -32,7 +32,7 @@ class Ran:
         """The content of its summary.json, when it finished."""
         if self.outcome.summary is None:
             return None
-        found: dict[str, Any] = json.loads(Path(self.outcome.summary).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(fetched(self.outcome.summary).read_text(encoding="utf-8"))
         return found
 
     @property
@@ -68,7 +68,7 @@ class Judged:
 
 def judge(ran: Sequence[Ran], tolerance: Tolerance) -> Judged:
     """Group finished trials by everything but their seed, and choose."""
-    by_path = {Path(one.outcome.summary): one for one in ran if one.outcome.summary is not None}
+    by_path = {fetched(one.outcome.summary): one for one in ran if one.outcome.summary is not None}
     settings = tuple(settings_of([read_run(path) for path in by_path]))
     trials = tuple(tuple(by_path[run.path] for run in setting.runs) for setting in settings)
     return Judged(settings, trials, choose(settings, tolerance))

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.align import AlignmentRun
-from pipeline.checkpoints.directory import RunDirectory
 from pipeline.checkpoints.layout import METRICS
+from pipeline.checkpoints.remote import open_run
 from pipeline.config import OF_NO_STAGE, RunConfig
 from pipeline.console import duration
 from pipeline.digests import digest_json
@@ -20,10 +20,10 @@ from pipeline.errors import ClusterError
 from pipeline.job import begin_run, joined
 from pipeline.selection.choose import objective
 from pipeline.selection.judged import Setting, read_run
-from pipeline.storage import Storage
+from pipeline.storage import Storage, fetched, local_copy
 from pipeline.survey import model_directory
 from pipeline.sweep.judged import Ran
-from pipeline.sweep.outcomes import Outcome, TrialFiles, last_error, read_json, settled, write_whole
+from pipeline.sweep.outcomes import Outcome, TrialFiles, is_there, read_json, settled, write_whole
 from pipeline.sweep.search import ListSearch, OptunaSearch, Search
 from pipeline.sweep.space import Trial
 from pipeline.sweep_config import SweepConfig
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 SHARED = ("reference", "sample_reference")
 """The last stages that all trials share."""
 SUMMARY = "summary.json"
+ASKED = "asked.json"
 
 
 class Phase:
@@ -51,8 +52,10 @@ class Phase:
     ) -> None:
         self.recipe, self.base = recipe, base
         self._sweep, self._storage, self._trials = sweep, storage, trials
-        self.directory = storage.here / "sweeps" / f"{recipe}-{self._key()[:8]}"
-        self._asked = self.directory / "asked.json"
+        self.folder = storage.folder("sweeps", f"{recipe}-{self._key()[:8]}")
+        self.directory = self.folder.path
+        """Where the sweep's files are written."""
+        self._asked = self.directory / ASKED
         self.at_once = 0
         """Trials side by side; 0 when there was none to run."""
         self._shared = AlignmentRun(recipe, base, storage, SHARED)
@@ -91,7 +94,7 @@ class Phase:
         ran = [Ran(trial, outcome) for trial, outcome in ended if outcome is not None]
         for one in ran:
             if one.outcome.state == "stopped early":  # its training will not go on
-                RunDirectory(self._alignment(one.trial).run_directory("align"), {}).remove()
+                open_run(self._alignment(one.trial).run_directory("align"), {}).remove()
         return ran
 
     def shared_key(self, stage: str) -> str:
@@ -108,7 +111,7 @@ class Phase:
         from pipeline.data.tables import read_table
         from pipeline.records import PairTokens
 
-        tokens = Path(store.location("tokens", self.shared_key("tokens")))
+        tokens = local_copy(store.location("tokens", self.shared_key("tokens")))
         return len(share_of_groups(read_table(tokens / "train.parquet", PairTokens), share))
 
     def _search(self) -> tuple[Search, int, int]:
@@ -117,7 +120,7 @@ class Phase:
             assert self._sweep.settings is not None
             total = self._sweep.settings * len(self._sweep.seeds)
             remembered = self._remembered(total)
-            asked = read_json(self._asked) if self._asked.is_file() else []
+            asked = read_json(self._asked) if self.folder.fetch(ASKED).is_file() else []
             return OptunaSearch(self.base, self._sweep, remembered, asked), total, len(remembered)
         outcomes = settled(self._files(trial) for trial in self._trials)
         left = [trial for trial, outcome in zip(self._trials, outcomes, strict=True) if outcome is None]
@@ -130,17 +133,17 @@ class Phase:
             if files.outcome() is not None:
                 continue
             run = self._alignment(trial)
-            summary = run.published / SUMMARY
-            if store.exists("report", run.planned["report"].key) and summary.is_file():
+            summary = f"{run.published.where}/{SUMMARY}"
+            if store.exists("report", run.planned["report"].key) and is_there(summary):
                 files.prepare(trial.run)
-                found = Outcome("finished", None, 0.0, str(summary))
+                found = Outcome("finished", None, 0.0, summary)
                 files.put(dataclasses.replace(found, seconds=Ran(trial, found).seconds))
 
     def _remembered(self, total: int) -> dict[int, float | None]:
         """What a search by Optuna knew: the worth of its trials by number."""
         found: dict[int, float | None] = {}
         for number in range(total):
-            outcome = settled([TrialFiles(self.directory, self.recipe, number)])[0]
+            outcome = settled([TrialFiles(self.folder, self.recipe, number)])[0]
             if outcome is not None:
                 found[number] = self._worth(outcome)
         return found
@@ -157,23 +160,24 @@ class Phase:
         artifacts = execute(self._shared.planned, store, console, have)
         self._shared.remove_checkpoints()
         counts = counts_of(artifacts["tokens"].path)
-        console.line(f"{total - done} trials, {at_once} at once; what they say: {self.directory / 'trials'}")
+        console.line(f"{total - done} trials, {at_once} at once; what they say: {self.folder.where}/trials")
         ended = done
 
         def config_of(trial: Trial) -> dict[str, Any]:
             if isinstance(search, OptunaSearch):  # before anything is known of it
                 write_whole(self._asked, search.params)
+                self.folder.send(ASKED)
             files = self._files(trial)
             # It joins the cluster that this job is in, wherever its process is.
             here = trial.run.cluster.model_copy(update={"address": None, "dashboard_port": None})
             files.prepare(trial.run.model_copy(update={"cluster": here}))
             watched = self._sweep.early_stop != "none"
             return {
-                "recipe": str(files.recipe),
+                "folder": files.where,
+                "recipe": files.recipe.name,
                 "storage": self._storage.root,
-                "metrics": str(self._alignment(trial).run_directory("align") / METRICS) if watched else None,
+                "metrics": f"{self._alignment(trial).run_directory('align')}/{METRICS}" if watched else None,
                 "steps": align_steps(trial.run, counts),
-                "log": str(files.log),
                 "cwd": os.getcwd(),
             }
 
@@ -185,7 +189,7 @@ class Phase:
             console.line(_line(trial, outcome, f"{ended} of {total}"))
             return self._worth(outcome)
 
-        tune_trials(search, self._sweep, at_once, self._storage.here / "ray_tune", config_of, on_end)
+        tune_trials(search, self._sweep, at_once, self._storage.for_ray("ray_tune"), config_of, on_end)
 
     def _at_once(self) -> int:
         from pipeline.cluster import alive_nodes, node_resources, runs_that_fit
@@ -201,28 +205,30 @@ class Phase:
         return wanted or max(1, fit)
 
     def _outcome(self, trial: Trial, result: Mapping[str, Any] | None) -> Outcome:
-        log = self._files(trial).log
+        files = self._files(trial)
         if result is None:
-            return Outcome("failed", f"the actor of the trial was lost again and again; its output is {log}", 0.0, None)
+            return Outcome(
+                "failed", f"the actor of the trial was lost again and again; its output is {files.log}", 0.0, None
+            )
         code = result.get("exit_code")
         if code is None:
             metric = self._sweep.early_stop_metric
             reason = f"{metric} {result[metric]:.4g} at step {result['step']}"
             return Outcome("stopped early", reason, result["time_total_s"], None)
         if code != 0:
-            return Outcome("failed", last_error(log), result["seconds"], None)
-        return Outcome("finished", None, result["seconds"], str(self._alignment(trial).published / SUMMARY))
+            return Outcome("failed", files.last_error(), result["seconds"], None)
+        return Outcome("finished", None, result["seconds"], f"{self._alignment(trial).published.where}/{SUMMARY}")
 
     def _worth(self, outcome: Outcome) -> float | None:
         if outcome.summary is None:
             return None
-        return objective(Setting((read_run(Path(outcome.summary)),)), self._sweep.tolerance)
+        return objective(Setting((read_run(fetched(outcome.summary)),)), self._sweep.tolerance)
 
     def _alignment(self, trial: Trial) -> AlignmentRun:
         return _alignment(self.recipe, self._storage, trial.run.model_dump_json())
 
     def _files(self, trial: Trial) -> TrialFiles:
-        return TrialFiles(self.directory, self.recipe, trial.number)
+        return TrialFiles(self.folder, self.recipe, trial.number)
 
 
 @functools.lru_cache(maxsize=1)
@@ -236,7 +242,7 @@ def _line(trial: Trial, outcome: Outcome, which: str) -> str:
         mark = "✗" if outcome.state == "failed" else "-"
         reason = next(iter((outcome.reason or "").splitlines()), "")
         return f"{mark} {which}  {trial.name}: {outcome.state}: {reason}  {took}"
-    scores = json.loads(Path(outcome.summary).read_text(encoding="utf-8"))["evaluation"]
+    scores = json.loads(fetched(outcome.summary).read_text(encoding="utf-8"))["evaluation"]
     gain, pairs = scores["scorers"][scores["primary_scorer"]]["difference"], scores["pairs"]
     return (
         f"✓ {which}  {trial.name}: average {gain['mean']['value']:+.3f}, worst {gain['tail_mean']['value']:+.3f}, "

@@ -7,13 +7,13 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.keys import library_versions
 from pipeline.plan import cache_shape
 from pipeline.refusals import explained
 from pipeline.report.sweep import render_sweep
+from pipeline.storage import Folder, local_copy
 from pipeline.survey import counts_of, model_shape
 from pipeline.sweep.judged import Judged
 from pipeline.sweep.result import Facts
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def gathered(phase: Phase, judged: Judged, store: Store, seconds: float) -> Facts:
     """What the store knows of the trials."""
     base = phase.base
-    tokens = Path(store.location("tokens", phase.shared_key("tokens")))
+    tokens = local_copy(store.location("tokens", phase.shared_key("tokens")))
     shape = cache_shape(base, counts_of(tokens), model_shape(base.model, phase.reference_model(store)))
     kinds = {base.reference.tier: chosen_kind(base.reference), "scalar": "scalar"}
     return Facts(
@@ -51,8 +51,9 @@ def _step_seconds(judged: Judged, store: Store) -> Iterator[tuple[str, float]]:
                 yield str(one.outcome.summary), float(manifest["info"]["seconds_per_step"])
 
 
-def publish(directory: Path, content: Mapping[str, Any]) -> list[Path]:
-    """Write both files, each as a whole; returns their paths."""
+def publish(folder: Folder, content: Mapping[str, Any]) -> list[str]:
+    """Write both files, each as a whole; returns where they are."""
+    directory = folder.path
     files = {"sweep.json": json.dumps(content, indent=1, allow_nan=False), "report.html": render_sweep(content)}
     with explained(f"{directory} cannot be written"):
         directory.mkdir(parents=True, exist_ok=True)
@@ -60,4 +61,5 @@ def publish(directory: Path, content: Mapping[str, Any]) -> list[Path]:
             fresh = directory / f".{name}.new"
             fresh.write_text(text, encoding="utf-8")
             os.replace(fresh, directory / name)
-    return [directory / name for name in files]
+    folder.send(*files)
+    return [f"{folder.where}/{name}" for name in files]

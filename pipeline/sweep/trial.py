@@ -18,9 +18,17 @@ from typing import Any
 
 from ray import tune
 
+from pipeline.errors import ArtifactError
+from pipeline.places import Place
+from pipeline.refusals import STORAGE
+from pipeline.storage import folder_at
+from pipeline.sweep.outcomes import LOG
+
 DONE_PERCENT = "done_percent"
 """How far a training is, by which trials of different lengths are compared."""
 _POLL_S = 0.2
+_REMOTE_POLL_S = 2.0
+"""Where every look is a request of a store."""
 _END_S = 10.0
 NEEDS = {"memory": 1e6}
 """What Tune reserves for a trial's actor; an empty reservation is refused by Ray."""
@@ -29,9 +37,10 @@ NEEDS = {"memory": 1e6}
 class TrialProcess(tune.Trainable):
     """Reports a row for every validation, and at the end the exit code.
 
-    Its config: ``recipe`` (the run's YAML file), ``storage``, ``metrics`` (the file in which its training writes
-    metrics, or None when nobody asks for them), ``steps`` (optimiser steps of the training, about), ``log`` (a file
-    for its output) and ``cwd`` (the sweep's own directory, which the run's relative paths start from).
+    Its config: ``folder`` (where the trial's files are, a directory or a URL), ``recipe`` (the run's YAML file in it),
+    ``storage``, ``metrics`` (where its training shows its metrics, or None when nobody asks for them), ``steps``
+    (optimiser steps of the training, about) and ``cwd`` (the sweep's own directory, which the run's relative paths
+    start from).
     """
 
     _job: subprocess.Popen[bytes]
@@ -53,20 +62,24 @@ class TrialProcess(tune.Trainable):
             for row in self._validations():
                 self._seen = row["step"]
                 return row | {DONE_PERCENT: 100 * row["step"] / self._steps}
-            time.sleep(_POLL_S)
+            time.sleep(_POLL_S if self._folder.url is None else _REMOTE_POLL_S)
+        self._folder.send(LOG)
         return {"done": True, "exit_code": code, "seconds": time.monotonic() - self._began}
 
     def cleanup(self) -> None:
         """End the job, when Tune ends the trial."""
         self._end_job()
+        with contextlib.suppress(ArtifactError, FileNotFoundError):
+            self._folder.send(LOG)
 
     def _start_job(self, config: dict[str, Any]) -> None:
-        self._metrics = None if config["metrics"] is None else Path(config["metrics"])
+        self._folder = folder_at(config["folder"])
+        self._metrics: str | None = config["metrics"]
         self._steps: int = config["steps"]
         self._seen = 0
         self._began = time.monotonic()
-        job = [sys.executable, "-m", "pipeline.sweep.leash", "--recipe", config["recipe"]]
-        with Path(config["log"]).open("ab") as log:
+        job = [sys.executable, "-m", "pipeline.sweep.leash", "--recipe", str(self._folder.fetch(config["recipe"]))]
+        with (self._folder.path / LOG).open("ab") as log:
             self._job = subprocess.Popen(
                 [*job, "--storage", config["storage"]],
                 stdin=subprocess.PIPE,
@@ -89,8 +102,9 @@ class TrialProcess(tune.Trainable):
         """Rows of validations that have not been reported; the file begins anew whenever the training does."""
         if self._metrics is None:
             return
+        directory, _, name = self._metrics.rpartition("/")
         with contextlib.suppress(FileNotFoundError):
-            for line in self._metrics.read_bytes().splitlines(keepends=True):
+            for line in Place(directory, STORAGE).read(name).splitlines(keepends=True):
                 row = json.loads(line) if line.endswith(b"\n") else {}
                 if row.get("split") == "validation" and row["step"] > self._seen:
                     yield row

@@ -133,6 +133,8 @@ class Checkpointer:
                     staging = self._directory.staging(step)
                     mine = write_tensors(staging / rank_file(self._engine.rank), tensors, metadata)
                     metrics = write_rows(staging / METRICS, rows) if rows is not None else None
+                for file in filter(None, (mine, metrics)):
+                    self._directory.hand_in(step, file)
             except ArtifactError as error:
                 mine = error
             written: list[Any] = [None] * self._engine.world_size

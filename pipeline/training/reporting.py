@@ -7,7 +7,6 @@ from typing import Any
 
 from pipeline.checkpoints.directory import RunDirectory
 from pipeline.checkpoints.journal import Journal
-from pipeline.checkpoints.layout import SKIPPED, step_name
 from pipeline.training.checkpointer import Checkpointer
 from pipeline.training.loop import Listener
 from pipeline.training.state import LoopState
@@ -31,6 +30,8 @@ class WorkerListener(Listener):
         if self._journal is not None:
             with self._directory.refusals("written"):
                 self._journal.append(row)
+            if row["split"] == "validation":
+                self._directory.show(self._journal.rows())
             self._track(row)
 
     def alive(self, step: int, total: int, note: str) -> None:
@@ -40,7 +41,7 @@ class WorkerListener(Listener):
     def skipped(self, step: int, record: dict[str, Any]) -> str:
         if self._journal is not None:
             self._directory.note_skipped(step + 1, record)
-        return str(self._directory.path / SKIPPED / f"{step_name(step + 1)}.json")
+        return self._directory.skipped_at(step + 1)
 
     def after_step(self, state: LoopState) -> None:
         self._checkpoints.after_step(state.step, state.to_json())

@@ -14,18 +14,20 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoints.directory import RunDirectory
+from pipeline.checkpoints.remote import open_run
 from pipeline.cluster import amounts, node_resources, places, ray_errors, remove_placement_groups
 from pipeline.config import ClusterConfig, RunConfig
 from pipeline.errors import ClusterError, PipelineError
 from pipeline.models.size import stored_size
 from pipeline.nodes import require_nodes
 from pipeline.progress import Report, relayed
+from pipeline.storage import local_copy
 from pipeline.training.failures import Patience, is_lost, is_waiting
 from pipeline.training.spec import TrainSpec
 from pipeline.training.worker import work
@@ -45,6 +47,8 @@ class TrainingResult:
     """Taken in the last attempt."""
     checkpoint_seconds: float
     """The training's own time that these took."""
+    sent: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    """Files of the result that rank 0 has put to a URL (`pipeline.artifacts.Staging`)."""
 
 
 def run_training(spec: TrainSpec, scratch: Path, report: Report, say: Callable[[str], None]) -> TrainingResult:
@@ -59,7 +63,7 @@ def run_training(spec: TrainSpec, scratch: Path, report: Report, say: Callable[[
             ``cluster.max_failures`` without a new checkpoint, or the cluster is too small for too long.
     """
     run = RunConfig.model_validate(spec.run)
-    directory = RunDirectory(Path(spec.run_dir), spec.identity)
+    directory = open_run(spec.run_dir, spec.identity)
     directory.prepare()
     patience = Patience(run.cluster.max_failures)
     waiting_since: float | None = None
@@ -99,7 +103,11 @@ def run_training(spec: TrainSpec, scratch: Path, report: Report, say: Callable[[
         waiting_since = None
         if "rolled_back" not in result:
             return TrainingResult(
-                result["seconds_per_step"], attempts, int(result["checkpoints"]), result["checkpoint_seconds"]
+                result["seconds_per_step"],
+                attempts,
+                int(result["checkpoints"]),
+                result["checkpoint_seconds"],
+                result.get("sent", {}),
             )
         say("the loss jumped; going back to the last good checkpoint at a lower rate")
 
@@ -110,11 +118,11 @@ def _workers(spec: TrainSpec, run: RunConfig, directory: RunDirectory, say: Call
     Raises:
         ClusterError: when that is not enough for too long.
     """
-    parameters = stored_size(Path(spec.model_dir)).parameters
+    parameters = stored_size(local_copy(spec.model_dir)).parameters
     while True:
         workers = _room(run.cluster, say)
         there = len(directory.steps())
-        require_nodes(run, spec.kind, parameters, workers, directory.path, say, checkpoints_there=there)
+        require_nodes(run, spec.kind, parameters, workers, directory.where, say, checkpoints_there=there)
         if workers >= min(_room_now(run.cluster), run.cluster.num_workers):
             return workers  # else a node came back while memory was waited for
 
@@ -161,7 +169,7 @@ def _attempt(
     scratch: Path,
     report: Report,
     say: Callable[[str], None],
-) -> dict[str, float]:
+) -> dict[str, Any]:
     import ray
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
@@ -188,7 +196,7 @@ def _attempt(
                     failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
                 ),
             ).fit()
-            result: dict[str, float] = ray.get(relay.result.remote())
+            result: dict[str, Any] = ray.get(relay.result.remote())
             return result
     finally:
         shutil.rmtree(scratch / name, ignore_errors=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from pipeline.config import RunConfig
+from pipeline.storage import local_copy
 from pipeline.training.spec import TrainSpec
 
 
@@ -22,7 +22,7 @@ def tasks_and_plan(spec: TrainSpec, run: RunConfig, pad_id: int, device: Any, dt
     from pipeline.training.preference import PreferenceTask
     from pipeline.training.sft import SFTTask, total_steps
 
-    tokens = Path(spec.tokens_dir)
+    tokens = local_copy(spec.tokens_dir)
     block = run.train.head_block_bytes
     if spec.kind == "sft":
         sft = run.sft
@@ -32,7 +32,8 @@ def tasks_and_plan(spec: TrainSpec, run: RunConfig, pad_id: int, device: Any, dt
     assert spec.reference is not None
     train = run.train
     reference = OpenCache(Place(spec.reference), device=device, dtype=dtype)
-    reference.check_policy(tokenizer_contents(Path(spec.model_dir)), vocabulary_size(Path(spec.model_dir)))
+    model = local_copy(spec.model_dir)
+    reference.check_policy(tokenizer_contents(model), vocabulary_size(model))
     tasks = []
     num_rows = 0
     for split in ("train", "validation"):

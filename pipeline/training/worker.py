@@ -10,11 +10,15 @@ from typing import Any
 
 from pipeline.checkpoints.directory import Checkpoint, RunDirectory
 from pipeline.checkpoints.journal import Journal, as_line
-from pipeline.checkpoints.layout import MANIFEST, METRICS, RUN, step_name
+from pipeline.checkpoints.layout import METRICS
+from pipeline.checkpoints.remote import open_run
 from pipeline.config import RunConfig
-from pipeline.digests import unseal
-from pipeline.errors import ClusterError
+from pipeline.copies import send
+from pipeline.disk import scratch_in
 from pipeline.progress import reporter
+from pipeline.refusals import explained
+from pipeline.storage import local_copy
+from pipeline.surroundings import SCRATCH, node_scratch
 from pipeline.training.spec import TrainSpec
 from pipeline.training.state import LoopState
 
@@ -46,17 +50,18 @@ def work(config: dict[str, Any]) -> None:
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(run.cluster.cpus_per_worker)))
     engines.prepare_process(device)
-    tokenizer = load_tokenizer(Path(spec.model_dir))
+    tokenizer = load_tokenizer(local_copy(spec.model_dir))
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    directory = RunDirectory(Path(spec.run_dir), spec.identity)
+    directory = open_run(spec.run_dir, spec.identity)
     rank = context.get_world_rank()
-    with directory.writing(WRITER_WAIT_S) if rank == 0 else contextlib.nullcontext():
+    writing = directory.writing(WRITER_WAIT_S) if rank == 0 else contextlib.nullcontext()
+    with directory.on_this_node(), writing:
         torch.distributed.barrier()  # an earlier job's worker, which may prune what is read now, writes no more
         training = Training(spec, run, directory, device, torch_dtype(run.model.dtype), config["resume"])
         result = training.run(tokenizer, pad_id, reporter(config["relay"]))
         if rank == 0:
             ray.get(config["relay"].put_result.remote(result))
-    torch.distributed.barrier()
+        torch.distributed.barrier()
 
 
 class Training:
@@ -73,13 +78,13 @@ class Training:
         import torch
 
         self._spec, self._run, self._directory, self._device, self._dtype = spec, run, directory, device, dtype
-        self._checkpoint = None if resume is None else _checkpoint(directory, resume)
+        self._checkpoint = None if resume is None else directory.fetch(resume)
         self._rank: int = torch.distributed.get_rank()
         self._world_size: int = torch.distributed.get_world_size()
 
-    def run(self, tokenizer: Any, pad_id: int, report: Callable[[float, float, str], None]) -> dict[str, float]:
-        """Train to the end and save; returns timings. With ``rolled_back`` in them the run has gone back instead, and
-        wants to be started again."""
+    def run(self, tokenizer: Any, pad_id: int, report: Callable[[float, float, str], None]) -> dict[str, Any]:
+        """Train to the end and save; returns timings, and what was sent to a URL (``sent``). With ``rolled_back`` in
+        them the run has gone back instead, and wants to be started again."""
         from pipeline.checkpoints import rng
         from pipeline.checkpoints.reader import CheckpointReader
         from pipeline.training.checkpointer import Checkpointer
@@ -97,7 +102,7 @@ class Training:
         state = LoopState.from_json(reader.manifest["loop"]) if reader else LoopState()
         seed_everything(plan.seed, self._rank, state.step)
         micro_batches = micro_batches_per_step(plan.batch_size, plan.micro_batch_size, self._world_size)
-        engine = Engine(Path(spec.model_dir), plan.optim, self._dtype, self._device, micro_batches, reader)
+        engine = Engine(local_copy(spec.model_dir), plan.optim, self._dtype, self._device, micro_batches, reader)
         report(done, plan.total_steps, "begins")
         before = reader.manifest["weights_before"] if reader else engine.weights_digest
         with self._journal() as journal, self._tracker() as track:
@@ -121,10 +126,13 @@ class Training:
                 return {"rolled_back": 1.0}
             checkpoints.finish()
             report(state.step, plan.total_steps, "saves the model")
-            digest = engine.save(Path(spec.out_dir) / "model", tokenizer)
-            if journal is not None:
-                self._save_records(state, plan, before, digest, journal.rows())
+            with self._output() as out:
+                digest = engine.save(out / "model", tokenizer)
+                if journal is not None:
+                    self._save_records(out, state, plan, before, digest, journal.rows())
+                sent = send(out, spec.out_dir) if journal is not None and "://" in spec.out_dir else {}
         return {
+            "sent": sent,
             "seconds_per_step": state.seconds / plan.total_steps,
             "checkpoints": float(checkpoints.count),
             "checkpoint_seconds": checkpoints.seconds,
@@ -150,7 +158,9 @@ class Training:
             yield lambda row: None
             return
         spec = self._spec
-        with Tracker(self._run.wandb, Path(spec.wandb_dir), spec.name, spec.run) as tracker:
+        where = spec.wandb_dir
+        directory = node_scratch(where) if "://" in where else Path(where)
+        with Tracker(self._run.wandb, directory, spec.name, spec.run) as tracker:
             yield tracker
 
     def _roll_back(self, state: LoopState, loss: float, config: Any) -> None:
@@ -171,10 +181,20 @@ class Training:
         row = {"split": "roll_back", "step": state.step, "loss": loss, "to": found.step, "lr_scale": after.lr_scale}
         self._directory.roll_back(found, {"loop": changed}, row)
 
-    def _save_records(self, state: LoopState, plan: Any, before: str, after: str, rows: bytes) -> None:
+    @contextlib.contextmanager
+    def _output(self) -> Iterator[Path]:
+        """The directory of the result; for one that is sent to a URL, a fresh one on this node."""
+        if "://" not in self._spec.out_dir:
+            yield Path(self._spec.out_dir)
+            return
+        scratch = node_scratch(self._spec.run_dir) / "output"
+        what = f"the trained model cannot be written to {scratch}"
+        with explained(what, scratch, SCRATCH), scratch_in(scratch) as path:
+            yield path
+
+    def _save_records(self, out: Path, state: LoopState, plan: Any, before: str, after: str, rows: bytes) -> None:
         import torch
 
-        out = Path(self._spec.out_dir)
         cuda = self._device.type == "cuda"
         record = {
             "steps": plan.total_steps,
@@ -193,18 +213,3 @@ class Training:
         (out / METRICS).write_bytes(rows)
         skipped = [as_line(row) for row in map(json.loads, rows.splitlines()) if row["split"] == "skipped"]
         (out / SKIPPED_ROWS).write_bytes(b"".join(skipped))
-
-
-def _checkpoint(directory: RunDirectory, step: int) -> Checkpoint:
-    """The checkpoint that the driver has verified; only its manifest is read again.
-
-    Raises:
-        ClusterError: when it has been pruned since, so that the driver looks again.
-    """
-    path = directory.path / step_name(step)
-    with directory.refusals("read"):
-        try:
-            return Checkpoint(path, unseal((path / MANIFEST).read_bytes()))
-        except FileNotFoundError:
-            (directory.path / RUN).stat()  # gone as a whole: that is what the user has to hear
-            raise ClusterError(f"{path} is gone: a worker of an earlier job was still writing checkpoints") from None

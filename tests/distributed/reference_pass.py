@@ -79,8 +79,8 @@ def run_pass(options: dict[str, Any]) -> int:
         began = time.monotonic()
         result = run_reference(
             run,
-            Path(options["model"]),
-            Path(options["tokens"]),
+            options["model"],
+            options["tokens"],
             Place(options["root"]),
             {"model": "tiny", "data": "random"},
             lambda done, total, note: say(f"progress {done} {total}"),

@@ -35,12 +35,12 @@ def run_with(**sections: Any) -> RunConfig:
 
 def refused(run: RunConfig, parameters: int, storage: Path, **options: Any) -> str:
     with pytest.raises(ClusterError) as caught:
-        nodes.require_nodes(run, "align", parameters, 1, storage, pytest.fail, **options)
+        nodes.require_nodes(run, "align", parameters, 1, str(storage), pytest.fail, **options)
     return str(caught.value)
 
 
 def test_a_node_is_measured_where_it_is(tmp_path: Path) -> None:
-    [state] = nodes.node_states(tmp_path / "not" / "there", {"CPU": 1, "GPU": 0})
+    [state] = nodes.node_states(str(tmp_path / "not" / "there"), {"CPU": 1, "GPU": 0})
     machine = psutil.virtual_memory()
     assert 0 < state.memory_available_bytes <= machine.total
     assert state.storage_free_bytes == pytest.approx(psutil.disk_usage(str(tmp_path)).free, rel=0.05)
@@ -51,7 +51,7 @@ def test_a_node_is_measured_where_it_is(tmp_path: Path) -> None:
 
 def test_a_group_that_fits_is_not_held_up(tmp_path: Path) -> None:
     started = time.monotonic()
-    nodes.require_nodes(run_with(), "align", 1_000_000, 1, tmp_path, pytest.fail)
+    nodes.require_nodes(run_with(), "align", 1_000_000, 1, str(tmp_path), pytest.fail)
     assert time.monotonic() - started < 20
 
 
@@ -73,8 +73,8 @@ def test_a_storage_without_room_for_the_checkpoints(
     message = refused(run_with(), 40_000, disk / "checkpoints")
     assert message.startswith(f"the training does not fit: storage {disk}/checkpoints has 1.0 MB free (seen from node ")
     assert "but its checkpoints will take 1.4 MB more" in message
-    nodes.require_nodes(run_with(), "align", 40_000, 1, disk / "checkpoints", pytest.fail, checkpoints_there=1)
-    nodes.require_nodes(run_with(checkpoint={"keep": 1}), "align", 40_000, 1, disk / "checkpoints", pytest.fail)
+    nodes.require_nodes(run_with(), "align", 40_000, 1, str(disk / "checkpoints"), pytest.fail, checkpoints_there=1)
+    nodes.require_nodes(run_with(checkpoint={"keep": 1}), "align", 40_000, 1, str(disk / "checkpoints"), pytest.fail)
 
 
 def test_memory_that_other_work_holds_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,7 @@ def test_memory_that_other_work_holds_is_waited_for(tmp_path: Path, monkeypatch:
         told.append(text)
         ended.set()
 
-    nodes.require_nodes(run_with(), "align", 1_000, 1, tmp_path, say)
+    nodes.require_nodes(run_with(), "align", 1_000, 1, str(tmp_path), say)
     [text] = told
     assert text.startswith("waits for memory that other work on the cluster holds: memory for 1 train worker(s)")
     # It ends where patience does.
@@ -116,7 +116,7 @@ def test_memory_that_other_work_holds_is_waited_for(tmp_path: Path, monkeypatch:
     )
     brief = run_with(cluster={"num_workers": 1, "resource_wait_s": 1.0})
     with pytest.raises(ClusterError, match="the training does not fit: memory for"):
-        nodes.require_nodes(brief, "align", 1_000, 1, tmp_path, told.append)
+        nodes.require_nodes(brief, "align", 1_000, 1, str(tmp_path), told.append)
     ray.kill(holder)
 
 

@@ -119,7 +119,7 @@ def test_a_killed_training_goes_on_beside_what_it_has_left(
     spare = 50_000  # for directories and the rounding to pages
     storage = small_disk(f"size={(3 * 4 + 3 * 12) * parameters + spare}")
     align = AlignmentRun("mine", run, open_storage(str(storage)))
-    store, directory = Store(str(storage)), align.run_directory("align")
+    store, directory = Store(str(storage)), Path(align.run_directory("align"))
     for step in (10, 20):
         (directory / f"step-{step:08d}").mkdir(parents=True)
         (directory / f"step-{step:08d}" / "rank-00000.safetensors").write_bytes(b"x" * 12 * parameters)

@@ -198,7 +198,7 @@ def test_lengths_and_rows_that_the_run_refuses_are_refused(pairs_file: Path, mod
     # The run itself does so when it samples: its tokens may come from a run with shorter answers.
     context: Any = SimpleNamespace(inputs={})
     with pytest.raises(ConfigError, match="is 65, but the model takes 64"):
-        stages.sample(sampling(external_run(pairs_file, model), 45), model, context)
+        stages.sample(sampling(external_run(pairs_file, model), 45), str(model), context)
     with pytest.raises(DataError, match="max_dropped_fraction"):
         counts(external_run(pairs_file, model, max_dropped_fraction=0.001))
     with pytest.raises(DataError, match=r"pairs.jsonl:62: empty response"):

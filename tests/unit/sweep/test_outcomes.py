@@ -13,25 +13,26 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sweep_files import base_run
 
 from pipeline.recipes import load_recipe, resolve
+from pipeline.storage import Folder
 from pipeline.sweep.outcomes import Outcome, TrialFiles, last_error, settled
 
 
 def test_the_run_is_a_recipe_for_itself(tmp_path: Path) -> None:
-    files, run = TrialFiles(tmp_path, "made", 7), base_run(loss={"beta": 0.3})
+    files, run = TrialFiles(Folder(tmp_path), "made", 7), base_run(loss={"beta": 0.3})
     files.prepare(run)
     assert resolve(load_recipe(str(files.recipe)), {}) == run
     assert "sweep" not in files.recipe.read_text()
 
 
 def test_an_outcome_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
-    files = TrialFiles(tmp_path, "made", 0)
+    files = TrialFiles(Folder(tmp_path), "made", 0)
     assert files.outcome() is None
     files.prepare(base_run())
     summary = tmp_path / "summary.json"
     summary.write_text("{}")
     done = Outcome("finished", None, 3.5, str(summary))
     files.put(done)
-    assert TrialFiles(tmp_path, "made", 0).outcome() == done
+    assert TrialFiles(Folder(tmp_path), "made", 0).outcome() == done
     whole = (files.folder / "outcome.json").read_text()
     for length in range(len(whole)):
         (files.folder / "outcome.json").write_text(whole[:length])
@@ -41,7 +42,7 @@ def test_an_outcome_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_a_kill_while_an_outcome_is_written_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files, before = TrialFiles(tmp_path, "made", 0), Outcome("stopped early", "behind", 3.5, None)
+    files, before = TrialFiles(Folder(tmp_path), "made", 0), Outcome("stopped early", "behind", 3.5, None)
     files.prepare(base_run())
     files.put(before)
     written = Path.write_text
@@ -65,7 +66,7 @@ def test_a_kill_while_an_outcome_is_written_leaves_the_one_before(
     [b"", b"[]", b"null", b"3", b'"finished"', b"{}", b'{"state": "finished"}', b"\xff", b'{"state": "x", "y": 1}'],
 )
 def test_a_file_that_is_no_outcome(tmp_path: Path, content: bytes) -> None:
-    files = TrialFiles(tmp_path, "made", 0)
+    files = TrialFiles(Folder(tmp_path), "made", 0)
     files.prepare(base_run())
     (files.folder / "outcome.json").write_bytes(content)
     assert files.outcome() is None
@@ -75,7 +76,7 @@ def test_a_file_that_is_no_outcome(tmp_path: Path, content: bytes) -> None:
 @settings(deadline=None)
 @given(st.text(), st.floats(0, 1e9))
 def test_any_reason_comes_back(tmp_path_factory: pytest.TempPathFactory, reason: str, seconds: float) -> None:
-    files = TrialFiles(tmp_path_factory.mktemp("sweep"), "made", 12345)
+    files = TrialFiles(Folder(tmp_path_factory.mktemp("sweep")), "made", 12345)
     files.prepare(base_run())
     files.put(Outcome("failed", reason, seconds, None))
     assert files.outcome() == Outcome("failed", reason, seconds, None)
@@ -83,14 +84,14 @@ def test_any_reason_comes_back(tmp_path_factory: pytest.TempPathFactory, reason:
 
 
 def test_a_result_that_is_gone_is_no_outcome(tmp_path: Path) -> None:
-    files = TrialFiles(tmp_path, "made", 0)
+    files = TrialFiles(Folder(tmp_path), "made", 0)
     files.prepare(base_run())
     files.put(Outcome("finished", None, 3.5, str(tmp_path / "gone.json")))
     assert files.outcome() is None
 
 
 def test_what_failed_is_tried_again_and_what_was_ended_early_is_not(tmp_path: Path) -> None:
-    files = [TrialFiles(tmp_path, "made", number) for number in range(3)]
+    files = [TrialFiles(Folder(tmp_path), "made", number) for number in range(3)]
     early = Outcome("stopped early", "behind", 3.5, None)
     for one, outcome in zip(files, (Outcome("failed", "why", 1.0, None), early), strict=False):
         one.prepare(base_run())

@@ -10,7 +10,6 @@ import pytest
 from pipeline.checkpoints.directory import RunDirectory
 from pipeline.errors import ArtifactError, ClusterError
 from pipeline.training.failures import is_lost
-from pipeline.training.worker import _checkpoint
 
 IDENTITY = {"options": {}, "libraries": {}, "data": "d", "model": "m", "reference": None}
 
@@ -20,7 +19,7 @@ def test_a_checkpoint_pruned_meanwhile_is_looked_for_again(tmp_path: Path) -> No
     directory = RunDirectory(tmp_path / "run", IDENTITY)
     directory.prepare()
     with pytest.raises(ClusterError, match="step-00000004 is gone") as caught:
-        _checkpoint(directory, 4)
+        directory.fetch(4)
     assert is_lost(caught.value)
 
 
@@ -29,5 +28,5 @@ def test_a_storage_that_is_gone_ends_the_job(tmp_path: Path) -> None:
     directory.prepare()
     shutil.rmtree(directory.path)
     with pytest.raises(ArtifactError, match="has disappeared") as caught:
-        _checkpoint(directory, 4)
+        directory.fetch(4)
     assert not is_lost(caught.value)
