@@ -17,11 +17,12 @@ class RealignConfig(Section):
     min_new_pairs: PositiveInt = 100
     """New pairs that are worth a re-alignment; fewer wait for more, unless another rule asks for one."""
     min_batch_pairs: PositiveInt = 30
-    """New pairs that production is measured on, as one batch; fewer wait for more, and start no Ray."""
+    """So many new pairs production is measured on; fewer wait for more, and start no Ray. What came between two calls
+    is one batch, and judged by itself."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Of every one-sided bound."""
     max_accuracy_drop: float | None = Field(0.1, ge=0, lt=1)
-    """Production's accuracy on a batch lies demonstrably lower, by more than this, than on the pairs that it was judged
+    """Production's accuracy on new pairs is demonstrably lower, by more than this, than on the pairs that it was judged
     by: preferences have changed, and a re-alignment does not wait for min_new_pairs. None is no such rule."""
     suspect_below: float | None = Field(0.5, gt=0, lt=1)
     """The upper bound of production's accuracy on a batch lies below this: the batch contradicts what production has

@@ -15,9 +15,9 @@ from pipeline.data.prepare import content_of, usable_pairs
 from pipeline.data.tables import read_table
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.realign.accuracy import Accuracy
-from pipeline.realign.policy import Facts
+from pipeline.realign.policy import Batch, Facts
 from pipeline.realign.records import Held, Memory
-from pipeline.realign.rows import RowSets, digest_of
+from pipeline.realign.rows import RowSets
 from pipeline.records import SPLITS, PairRow
 from pipeline.release.line import Line
 from pipeline.storage import Storage
@@ -34,8 +34,8 @@ class Found:
     """All of the data, by content."""
     new: frozenset[str]
     """Contents that the last alignment has not seen, but for those that are held."""
-    batch: frozenset[str]
-    """Of these, what production was not measured on."""
+    batches: tuple[frozenset[str], ...]
+    """Of these, what production was not measured on: what each call found, in the order of those of ``facts``."""
     held: tuple[Held, ...]
     """Batches that stay held, some pair of which is in the data still."""
     held_rows: frozenset[str]
@@ -45,13 +45,17 @@ class Found:
     said: tuple[str, ...]
     """What a person should read of it."""
 
-    @property
-    def batch_digest(self) -> str:
-        return digest_of(self.batch)
+    def measured(self, right: Mapping[str, bool], judged: Accuracy | None) -> Found:
+        """With production's accuracies.
 
-    def measured(self, on_batch: Accuracy, judged: Accuracy | None) -> Found:
-        """With production's accuracies."""
-        return replace(self, facts=replace(self.facts, measured=on_batch, judged=judged))
+        Args:
+            right: of every pair that could be measured, by content, whether production prefers what was chosen.
+        """
+        batches = []
+        for batch, rows in zip(self.facts.batches, self.batches, strict=True):
+            found = [right[row] for row in rows if row in right]
+            batches.append(replace(batch, measured=Accuracy(sum(found), len(found)) if found else None))
+        return replace(self, facts=replace(self.facts, batches=tuple(batches), judged=judged))
 
 
 def look(
@@ -82,7 +86,7 @@ def look(
     known, unknown = _known(storage, line, run.registry.alias, memory, sets, unfinished)
     alias = line.alias(run.registry.alias)
     new = frozenset(pairs) - known - held_rows
-    batch = new - sets.read(memory.cleared)
+    batches = _batches(new - sets.read(memory.cleared), memory, sets)
     alerts = [one for one in read_alerts(storage, line.name) if one.id not in memory.alerts]
     ours = tuple(one.message for one in alerts if one.version == alias.version)
     if others := len(alerts) - len(ours):
@@ -90,13 +94,20 @@ def look(
     facts = Facts(
         production=alias.version,
         new=len(new),
-        batch=len(batch),
+        batches=tuple(Batch(sets.keep(rows), len(rows)) for rows in batches),
         alerts=ours,
         evaluated_days=_age(_evaluated(line, alias.version, alias.moved_by, memory), now),
         aligned_days=_age(memory.aligned_at, now),
     )
     memory = replace(memory, alerts=(*memory.alerts, *(one.id for one in alerts)))
-    return Found(pairs, new, batch, memory.held, held_rows, facts, memory, (*said, *unknown))
+    return Found(pairs, new, batches, memory.held, held_rows, facts, memory, (*said, *unknown))
+
+
+def _batches(rows: frozenset[str], memory: Memory, sets: RowSets) -> tuple[frozenset[str], ...]:
+    """What each earlier call found, as far as it is there still, and what has come since."""
+    earlier = [sets.read(digest) & rows for digest in memory.waiting]
+    since = rows.difference(*earlier)
+    return tuple(batch for batch in (*earlier, since) if batch)
 
 
 def _settle_held(

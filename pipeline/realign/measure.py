@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.actors import Call
@@ -12,7 +11,7 @@ from pipeline.console import Console
 from pipeline.data.checks import DropLog
 from pipeline.data.encode import Encoder
 from pipeline.data.prepare import content_of
-from pipeline.data.tables import read_table, write_json, write_table
+from pipeline.data.tables import read_table, write_table
 from pipeline.data.tokenise import tokenise_pairs
 from pipeline.errors import DataError
 from pipeline.evaluation.stage import ScoringActor, actor_results
@@ -25,16 +24,19 @@ from pipeline.realign.rows import digest_of
 from pipeline.records import PairRow, PairScores
 from pipeline.release.line import Fetched
 from pipeline.release.register import EVALUATION
-from pipeline.stages import read_json
 from pipeline.storage import Storage
 
 NAME = "measure"
 
 
+def prefers_chosen(pair: PairScores) -> bool:
+    """Whether log pi/pi_ref is larger on chosen than on rejected."""
+    return pair.chosen_logp - pair.chosen_ref_logp > pair.rejected_logp - pair.rejected_ref_logp
+
+
 def accuracy_of(pairs: Sequence[PairScores]) -> Accuracy:
-    """Share of pairs whose log pi/pi_ref is larger on chosen than on rejected."""
-    right = sum(one.chosen_logp - one.chosen_ref_logp > one.rejected_logp - one.rejected_ref_logp for one in pairs)
-    return Accuracy(right, len(pairs))
+    """The share of such pairs."""
+    return Accuracy(sum(map(prefers_chosen, pairs)), len(pairs))
 
 
 def judged_by(version: Fetched) -> Accuracy | None:
@@ -45,8 +47,9 @@ def judged_by(version: Fetched) -> Accuracy | None:
 
 def measure(
     run: RunConfig, rows: Sequence[PairRow], reference: Fetched, policy: Fetched, storage: Storage, console: Console
-) -> Accuracy:
-    """The accuracy on some pairs, found in the store or computed on Ray, which is joined for that.
+) -> dict[str, bool]:
+    """Of some pairs, by content, whether the policy prefers what was chosen: found in the store, or computed on Ray,
+    which is joined for that. Pairs that are too long, or equal once they are tokenised, are left out.
 
     Raises:
         DataError: when none of the pairs can be tokenised.
@@ -64,8 +67,9 @@ def measure(
         with connected(alone, storage, least_workers=0) as described:
             console.line(described)
             have = execute({NAME: item}, store, console, {})
-    found = read_json(have[NAME].path / "accuracy.json")
-    return Accuracy(found["right"], found["pairs"])
+    contents = {row.row_id: content_of(row) for row in rows}
+    scores = read_table(have[NAME].path / "pairs.parquet", PairScores)
+    return {contents[one.row_id]: prefers_chosen(one) for one in scores}
 
 
 def measure_stage(run: RunConfig, rows: Sequence[PairRow], reference: Fetched, policy: Fetched) -> PlannedStage:
@@ -112,5 +116,5 @@ def _compute(run: RunConfig, rows: Sequence[PairRow], reference: Path, policy: P
     scores = sorted((one for batch in results for one in batch), key=lambda one: one.row_id)
     accuracy = accuracy_of(scores)
     write_table(context.out_dir / "pairs.parquet", scores, PairScores)
-    write_json(context.out_dir / "accuracy.json", {**asdict(accuracy), "dropped": len(rows) - len(pairs)})
-    context.info["note"] = f"{accuracy.right} of {accuracy.pairs} new pairs in the order that production has learnt"
+    left = f", {len(rows) - len(pairs):,} could not be measured" if len(pairs) < len(rows) else ""
+    context.info["note"] = f"production prefers what was chosen in {accuracy.right:,} of {accuracy.pairs:,} pairs{left}"

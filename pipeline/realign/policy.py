@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 from pipeline.realign.accuracy import Accuracy, least_drop
 from pipeline.realign_config import RealignConfig
+
+
+@dataclass(frozen=True)
+class Batch:
+    """New pairs that came between two calls, and that production was not measured on before this one."""
+
+    digest: str
+    """Of their contents (`pipeline.realign.rows`)."""
+    pairs: int
+    measured: Accuracy | None = None
+    """Production's on them; None when it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -16,10 +28,8 @@ class Facts:
     """The version; 0 is the reference."""
     new: int
     """Pairs that neither production nor the last re-alignment has seen, but for those that are held."""
-    batch: int
-    """Of these, how many production was not measured on yet."""
-    measured: Accuracy | None = None
-    """Production's on the batch; None when it was not measured."""
+    batches: tuple[Batch, ...] = ()
+    """Of these, what production was not measured on before."""
     judged: Accuracy | None = None
     """Production's on the held-out pairs that it was judged by; None when that is not known."""
     alerts: tuple[str, ...] = ()
@@ -29,13 +39,23 @@ class Facts:
     aligned_days: float | None = None
     """Age of the last alignment of this line; None when there was none."""
 
+    @property
+    def unmeasured(self) -> int:
+        """Pairs of the batches."""
+        return sum(batch.pairs for batch in self.batches)
+
+    def accuracy(self, held: Collection[str]) -> Accuracy | None:
+        """Production's on all batches that are not held; None when it was not measured on any."""
+        found = [one.measured for one in self.batches if one.digest not in held and one.measured is not None]
+        return Accuracy(sum(one.right for one in found), sum(one.pairs for one in found)) if found else None
+
 
 @dataclass(frozen=True)
 class Decision:
     """What is to be done, with the reasons in words; what has none is not done."""
 
-    hold: tuple[str, ...] = ()
-    """The batch is kept for a person."""
+    hold: Mapping[str, str] = field(default_factory=dict)
+    """Batches, by digest, that are kept for a person, each with its reason."""
     evaluate: tuple[str, ...] = ()
     """Production alone is judged on the present data."""
     realign: tuple[str, ...] = ()
@@ -49,20 +69,22 @@ class Decision:
 
 
 def wants_measure(facts: Facts, policy: RealignConfig) -> bool:
-    """Whether production's accuracy on the batch has to be known before anything is decided."""
+    """Whether production's accuracy on the batches has to be known before anything is decided."""
     asked = policy.suspect_below is not None or policy.max_accuracy_drop is not None
-    if not asked or facts.production == 0 or facts.measured is not None or not facts.batch:
+    if not asked or facts.production == 0 or not facts.batches or any(one.measured for one in facts.batches):
         return False
     # What is about to be trained on is measured however little it is.
-    return facts.batch >= policy.min_batch_pairs or facts.new >= policy.min_new_pairs
+    return facts.unmeasured >= policy.min_batch_pairs or facts.new >= policy.min_new_pairs
 
 
 def decide(facts: Facts, policy: RealignConfig) -> Decision:
     """What a call does. A batch that is held counts for nothing else; a re-alignment judges production too, so that
     no evaluation of its own is asked for beside one."""
-    held, told = _suspicion(facts, policy), _measured(facts, policy)
-    usable = facts.new - (facts.batch if held else 0)
-    realign = [*_enough(usable, policy), *([] if held else _drop(facts, policy)), *_time(facts, policy)]
+    held = {one.digest: why for one in facts.batches if (why := _suspicion(one, facts.production, policy))}
+    usable = facts.new - sum(one.pairs for one in facts.batches if one.digest in held)
+    accuracy = facts.accuracy(held)
+    told = _measured(facts, accuracy, policy)
+    realign = [*_enough(usable, policy), *_drop(facts, accuracy, policy), *_time(facts, policy)]
     evaluate = _age(facts, policy)
     if facts.alerts:
         asks = f"{len(facts.alerts)} alert(s) of the watch on version {facts.production}: {'; '.join(facts.alerts)}"
@@ -77,25 +99,25 @@ def decide(facts: Facts, policy: RealignConfig) -> Decision:
     return Decision(held, tuple(evaluate), tuple(realign), tuple(notes))
 
 
-def _suspicion(facts: Facts, policy: RealignConfig) -> tuple[str, ...]:
-    if facts.measured is None or policy.suspect_below is None:
-        return ()
-    upper = facts.measured.upper(policy.confidence)
+def _suspicion(batch: Batch, production: int, policy: RealignConfig) -> str:
+    if batch.measured is None or policy.suspect_below is None:
+        return ""
+    upper = batch.measured.upper(policy.confidence)
     if upper >= policy.suspect_below:
-        return ()
+        return ""
     return (
-        f"{facts.batch:,} new pairs contradict what version {facts.production} has learnt: its accuracy on them is "
-        f"{facts.measured.value:.2f}, with {policy.confidence:.3g} confidence at most {upper:.2f}, below "
-        f"{policy.suspect_below:g} (realign.suspect_below); are chosen and rejected swapped?",
+        f"{batch.pairs:,} new pairs contradict what version {production} has learnt: its accuracy on them is "
+        f"{batch.measured.value:.2f}, with {policy.confidence:.3g} confidence at most {upper:.2f}, below "
+        f"{policy.suspect_below:g} (realign.suspect_below). Are chosen and rejected swapped?"
     )
 
 
-def _measured(facts: Facts, policy: RealignConfig) -> list[str]:
-    if facts.production == 0 and facts.batch >= policy.min_batch_pairs:
+def _measured(facts: Facts, accuracy: Accuracy | None, policy: RealignConfig) -> list[str]:
+    if facts.production == 0 and facts.unmeasured >= policy.min_batch_pairs:
         return ["the reference is in production: without a log-ratio nothing says whether the new pairs agree with it"]
-    if facts.measured is None:
+    if accuracy is None:
         return []
-    said = f"accuracy of version {facts.production} on the batch: {facts.measured.told(policy.confidence)}"
+    said = f"accuracy of version {facts.production} on new pairs: {accuracy.told(policy.confidence)}"
     judged = "" if facts.judged is None else f"; on the pairs it was judged by: {facts.judged.told(policy.confidence)}"
     return [said + judged]
 
@@ -112,15 +134,15 @@ def _waiting(usable: int, realign: bool, policy: RealignConfig) -> list[str]:
     return [f"{usable:,} new pair(s) wait for {policy.min_new_pairs:,} (realign.min_new_pairs)"]
 
 
-def _drop(facts: Facts, policy: RealignConfig) -> list[str]:
-    if facts.measured is None or facts.judged is None or policy.max_accuracy_drop is None:
+def _drop(facts: Facts, accuracy: Accuracy | None, policy: RealignConfig) -> list[str]:
+    if accuracy is None or facts.judged is None or policy.max_accuracy_drop is None:
         return []
-    drop = least_drop(facts.judged, facts.measured, policy.confidence)
+    drop = least_drop(facts.judged, accuracy, policy.confidence)
     if drop <= policy.max_accuracy_drop:
         return []
     return [
         f"preferences have changed: the accuracy of version {facts.production} dropped from {facts.judged.value:.2f} "
-        f"to {facts.measured.value:.2f}, with {policy.confidence:.3g} confidence by {drop:.2f} at least "
+        f"to {accuracy.value:.2f}, with {policy.confidence:.3g} confidence by {drop:.2f} at least "
         f"(realign.max_accuracy_drop {policy.max_accuracy_drop:g})"
     ]
 

@@ -50,6 +50,8 @@ class Memory:
     """Pairs that the last alignment saw, in any split (names of sets in `pipeline.realign.rows`)."""
     cleared: str = EMPTY
     """Pairs that production was measured on, or that a person accepted, and that wait for a re-alignment."""
+    waiting: tuple[str, ...] = ()
+    """Pairs that it was not measured on yet: one set for each call that found new ones."""
     held: tuple[Held, ...] = ()
     alerts: tuple[str, ...] = ()
     """Digests of the alerts that were seen."""
@@ -59,13 +61,15 @@ class Memory:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self) | {"held": [asdict(one) for one in self.held], "alerts": list(self.alerts)}
+        lists = {name: list(getattr(self, name)) for name in ("waiting", "alerts")}
+        return asdict(self) | lists | {"held": [asdict(one) for one in self.held]}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Memory:
         """What `as_dict` gave."""
         held = tuple(Held(**one) for one in value["held"])
-        return cls(**{**value, "held": held, "alerts": tuple(value["alerts"])})
+        lists = {name: tuple(value[name]) for name in ("waiting", "alerts")}
+        return cls(**{**value, **lists, "held": held})
 
 
 @dataclass(frozen=True)

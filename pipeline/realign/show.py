@@ -62,8 +62,8 @@ def preview(request: JobRequest, storage: Storage, found: FoundLine, now: dateti
         console.line(sentence)
     if wants_measure(seen.facts, policy):
         console.line(
-            f"would first measure the accuracy of version {seen.facts.production} on {seen.facts.batch:,} new pairs, "
-            "which may hold them or ask for a re-alignment"
+            f"would first measure the accuracy of version {seen.facts.production} on {seen.facts.unmeasured:,} new "
+            "pairs, which may hold them or ask for a re-alignment"
         )
     decision = decide(seen.facts, policy)
     for what, reasons in (("evaluate production", decision.evaluate), ("align anew", decision.realign)):

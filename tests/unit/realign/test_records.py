@@ -13,7 +13,9 @@ from pipeline.realign.records import Held, Memory, Records
 from pipeline.realign.rows import EMPTY, RowSets, digest_of
 from pipeline.realign.show import timeline
 
-MEMORY = Memory(2, "a" * 16, "b" * 16, (Held("c" * 16, 60, "2026-01-05", "swapped?"),), ("1-risk",), 2, "2026", "2025")
+MEMORY = Memory(
+    2, "a" * 16, "b" * 16, ("d" * 16,), (Held("c" * 16, 60, "2026-01-05", "swapped?"),), ("1-risk",), 2, "2026", "2025"
+)
 
 
 @pytest.fixture
