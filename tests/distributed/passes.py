@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -23,8 +24,11 @@ from pipeline.records import PairTokens
 SCRIPT = Path(__file__).parent / "reference_pass.py"
 
 
-def prepare(root: Path, tokenizer: Path, pairs: int, *, hidden: int = 32) -> dict[str, Any]:
-    """A model directory, tables of tokens and the options of a pass over them."""
+def prepare(
+    root: Path, tokenizer: Path, pairs: int, *, hidden: int = 32, validation: int | None = None
+) -> dict[str, Any]:
+    """A model directory, tables of tokens (a tenth as many validation pairs, if nothing else is said) and the options
+    of a pass over them."""
     model = root / "model"
     tiny.save_model(model)
     if hidden != 32:  # large enough that a shard takes a while
@@ -41,7 +45,8 @@ def prepare(root: Path, tokenizer: Path, pairs: int, *, hidden: int = 32) -> dic
     tokens = root / "tokens"
     tokens.mkdir()
     write_table(tokens / "train.parquet", tiny.random_pairs(pairs, seed=1), PairTokens)
-    write_table(tokens / "validation.parquet", tiny.random_pairs(max(2, pairs // 10), seed=2), PairTokens)
+    held_out = max(2, pairs // 10) if validation is None else validation
+    write_table(tokens / "validation.parquet", tiny.random_pairs(held_out, seed=2), PairTokens)
     return {
         "model": str(model),
         "tokens": str(tokens),
@@ -209,3 +214,10 @@ def rows(output: str) -> tuple[int, int]:
 def shards(cache: Path) -> dict[str, bytes]:
     """Bytes of a cache's shards, by the digest in their names: in another cache they may have another number."""
     return {path.stem.rsplit("-")[-1]: path.read_bytes() for path in cache.glob("*-*-*.safetensors")}
+
+
+def grown_elsewhere(options: dict[str, Any], donor: dict[str, Any], root: Path) -> dict[str, Any]:
+    """The options of the same pass at a root of its own, on which only a copy of the donor lies."""
+    [cache] = (path for path in Path(donor["root"]).iterdir() if path.is_dir())
+    shutil.copytree(cache, root / cache.name, ignore=shutil.ignore_patterns(".*"))
+    return options | {"root": str(root)}
