@@ -76,7 +76,7 @@ def read_alerts(storage: Storage, line: str) -> list[Alert]:
         ArtifactError: when one was damaged.
     """
     place = place_of(storage, line)
-    return sorted((read(place, name) for name in place.names() if name.endswith(".json")), key=lambda one: one.when)
+    return sorted((read(place, name) for name in place.names() if name.endswith(".json")), key=lambda one: (one.when, one.id))
 
 
 def read(place: Place, name: str) -> Alert:

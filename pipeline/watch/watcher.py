@@ -226,6 +226,7 @@ class Watcher:
     def _alarm(self, alarm: Alarm, where: str, row: LogRow, epoch: Epoch) -> None:
         assert self.subject is not None
         name = alarm.rule.name
+        what = f"version {epoch.version}" if self._alias is None else f"{self._alias} (version {epoch.version})"
         alert = Alert(
             id=alert_id(self._target, epoch.number, alarm.output, name),
             when=self._clock().isoformat(timespec="seconds"),
@@ -233,7 +234,7 @@ class Watcher:
             alias=self._alias,
             version=epoch.version,
             rule=name,
-            message=f"{self._target} (version {epoch.version}): {sentence(alarm)}",
+            message=f"{what}: {sentence(alarm)}",
             figures={
                 "measure": alarm.rule.measure,
                 "statistic": alarm.statistic,

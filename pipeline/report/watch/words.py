@@ -62,9 +62,13 @@ def points(content: Content, tr: Translate = english) -> list[str]:
         said.append(
             tr("Alarm after {count} outputs: {what}.").format(count=f"{rule['alarm']:,}", what=rule_text(rule, tr))
         )
-    for alert in content["alerts"]:
-        if alert["action"] == "rolled back" and alert["version"] == content["version"]:
-            said.append(tr("The alias was moved back (record {record}).").format(record=alert["record"]))
+    back = next((alert for alert in content["alerts"] if alert["action"] == "rolled back"), None)
+    if back is not None:
+        said.append(
+            tr("Version {version} had raised an alarm and was rolled back on {time} (record {record}).").format(
+                version=back["version"], time=when(back["when"]), record=back["record"]
+            )
+        )
     last = content["last_output"]
     said.append(
         tr("{count} outputs scored in all; the newest is of {time}.").format(
