@@ -23,6 +23,7 @@ class FinishedRun:
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     folder = tmp_path_factory.mktemp("finished")
     recipe = job.write_recipe(folder)
-    code, output = job.run(["--recipe", str(recipe), "--storage", str(folder / "runs")])
+    arguments = ["--recipe", str(recipe), "--storage", str(folder / "runs")]
+    code, output = job.run(arguments, variables=job.SECRETS)
     assert code == 0, output
     return FinishedRun(recipe, folder / "runs", output)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ STAGES = (
     "register",
     "report",
 )
+SECRETS = {
+    "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
+    "AWS_SECRET_ACCESS_KEY": "canary-of-the-object-store",
+    "HF_TOKEN": "hf_canaryOfTheModelHub",
+    "RA_DPO_GUARD_TOKEN": "canary-of-the-guard",
+    "RA_DPO_WEBHOOK": "https://hooks.example.com/canary-of-the-webhook",
+}
+"""What must not be written down anywhere. No key of the audit trail: a signed trail can be read with it only."""
 GOOD = ("bright", "warm", "clever", "moving", "funny", "splendid", "joyful")
 BAD = ("dull", "cold", "clumsy", "tedious", "grim", "awful", "joyless")
 THINGS = ("story", "cast", "score", "script", "ending", "camera", "pace")
@@ -97,14 +106,19 @@ def start(arguments: list[str], log: Path, script: str = "align.py") -> subproce
     )
 
 
-def run(arguments: list[str], timeout_s: float = 280.0, script: str = "align.py") -> tuple[int, str]:
-    """Run a job to its end; returns exit code and output."""
+def run(
+    arguments: list[str],
+    timeout_s: float = 280.0,
+    script: str = "align.py",
+    variables: Mapping[str, str] | None = None,
+) -> tuple[int, str]:
+    """Run a job to its end, with ``variables`` in its environment besides; returns exit code and output."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "jobs" / script), *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=environment(),
+        env=environment() | dict(variables or {}),
         timeout=timeout_s,
         check=False,
     )
