@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.actors import Call
@@ -19,14 +19,17 @@ from pipeline.graph import PlannedStage, Stage, StageContext, execute, plan, reu
 from pipeline.keys import DATA_TOKENS, LIBRARIES, device, library_versions, pick, with_dtype
 from pipeline.models.batches import token_batches
 from pipeline.models.load import load_tokenizer
+from pipeline.models.source import model_files
 from pipeline.realign.accuracy import Accuracy
 from pipeline.realign.rows import digest_of
 from pipeline.records import PairRow, PairScores
 from pipeline.release.line import Fetched
 from pipeline.release.register import EVALUATION
+from pipeline.stages import copy_base
 from pipeline.storage import Storage
 
 NAME = "measure"
+REFERENCE, POLICY = "measure_reference", "measure_policy"
 
 
 def prefers_chosen(pair: PairScores) -> bool:
@@ -57,26 +60,40 @@ def measure(
     from pipeline.cluster import connected
 
     run = with_dtype(run)
-    item = measure_stage(run, rows, reference, policy)
+    planned = measure_stages(run, rows, reference, policy, storage)
     store = storage.store()
-    have = reuse({NAME: item}, store, console)
-    if not have:
+    have = reuse(planned, store, console)
+    if NAME not in have:
         cluster = run.cluster
         actors = {"cpus_per_worker": cluster.cpus_per_actor, "gpus_per_worker": cluster.gpus_per_actor}
         alone = cluster.model_copy(update={"num_workers": 1, "min_workers": 1, **actors})
         with connected(alone, storage, least_workers=0) as described:
             console.line(described)
-            have = execute({NAME: item}, store, console, {})
+            have = execute(planned, store, console, have)
     contents = {row.row_id: content_of(row) for row in rows}
     scores = read_table(have[NAME].path / "pairs.parquet", PairScores)
     return {contents[one.row_id]: prefers_chosen(one) for one in scores}
 
 
-def measure_stage(run: RunConfig, rows: Sequence[PairRow], reference: Fetched, policy: Fetched) -> PlannedStage:
-    """Known by the contents of both models and of the pairs."""
+def measure_stages(
+    run: RunConfig, rows: Sequence[PairRow], reference: Fetched, policy: Fetched, storage: Storage
+) -> dict[str, PlannedStage]:
+    """The measurement, known by the contents of both models and of the pairs. Where nodes share no disk, both models
+    are copied into the store first."""
+
+    def copy(model: Fetched) -> Callable[[StageContext], None]:
+        return lambda context: copy_base(model_files(model.path), context)
 
     def compute(context: StageContext) -> None:
-        _compute(run, rows, reference.path, policy.path, context)
+        where = {name: context.inputs[name].where for name in shared} or {
+            REFERENCE: str(reference.path),
+            POLICY: str(policy.path),
+        }
+        _compute(run, rows, reference.path, where, context)
+
+    models = {REFERENCE: reference, POLICY: policy}
+    shared = {} if storage.is_local else models
+    copies = [Stage(name, 1, copy(one), contents={"model": one.id}, local=True) for name, one in shared.items()]
 
     stage = Stage(
         NAME,
@@ -93,11 +110,15 @@ def measure_stage(run: RunConfig, rows: Sequence[PairRow], reference: Fetched, p
             "reference": reference.id,
             "policy": policy.id,
         },
+        inputs=tuple(shared),
     )
-    return plan([stage], library_versions(LIBRARIES))[NAME]
+    return plan([*copies, stage], library_versions(LIBRARIES))
 
 
-def _compute(run: RunConfig, rows: Sequence[PairRow], reference: Path, policy: Path, context: StageContext) -> None:
+def _compute(
+    run: RunConfig, rows: Sequence[PairRow], reference: Path, where: Mapping[str, str], context: StageContext
+) -> None:
+    """``where`` both models are for the actors (`pipeline.storage.local_copy`)."""
     log = DropLog(run.data)
     pairs, _, _ = tokenise_pairs(list(rows), Encoder(run.data, load_tokenizer(reference)), log, "new pairs")
     if not pairs:
@@ -110,7 +131,7 @@ def _compute(run: RunConfig, rows: Sequence[PairRow], reference: Path, policy: P
         Call("pairs", ([pairs[i] for i in batch],), f"batch {number} of the new pairs")
         for number, batch in enumerate(token_batches(lengths, run.reference.batch_tokens // 2))
     ]
-    arguments = (run.model_dump(mode="json"), str(reference), str(policy), "")
+    arguments = (run.model_dump(mode="json"), where[REFERENCE], where[POLICY], "")
     lower = "reference.batch_tokens, train.head_block_bytes, cluster.max_actors"
     results = actor_results(ScoringActor, arguments, run.cluster, calls, context.progress, context.say, lower)
     scores = sorted((one for batch in results for one in batch), key=lambda one: one.row_id)
