@@ -13,7 +13,8 @@ usage() {
     cat >&2 <<'TEXT'
 usage: clusters/two-node.sh head [options of ray start]               on the first machine
        clusters/two-node.sh worker HEAD_HOST [options of ray start]   on every other machine
-       clusters/two-node.sh submit --storage DIR [options of jobs/align.py]   on the first machine
+       clusters/two-node.sh submit [jobs/NAME.py] --storage DIR|URL [options of the job, jobs/align.py if none is named]
+                                                                      on the first machine
        clusters/two-node.sh stop                                      on every machine
 TEXT
     exit 2
@@ -40,7 +41,9 @@ worker)
     exec ray start --address "$host:$PORT" "$@"
     ;;
 submit)
-    exec ray job submit --address "http://127.0.0.1:$DASHBOARD_PORT" --working-dir . -- python jobs/align.py "$@"
+    job=jobs/align.py
+    case "${1:-}" in jobs/*.py) job="$1"; shift ;; esac
+    exec ray job submit --address "http://127.0.0.1:$DASHBOARD_PORT" --working-dir . -- python "$job" "$@"
     ;;
 stop)
     # Ray's own command: it ends every Ray process of this user on this machine.

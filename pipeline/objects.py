@@ -84,7 +84,8 @@ class ObjectFiles:
                 raise
             return {}
         base = f"{self._base.strip('/')}/"
-        return {path.lstrip("/").removeprefix(base): int(entry["size"]) for path, entry in found.items()}
+        below = ((path.lstrip("/"), entry) for path, entry in found.items())  # an empty directory names itself
+        return {path.removeprefix(base): int(entry["size"]) for path, entry in below if path.startswith(base)}
 
     def size(self, name: str) -> int | None:
         try:

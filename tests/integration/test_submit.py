@@ -2,91 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+import cluster as clusters
 import job
+from cluster import submit
 from conftest import FinishedRun
-
-SCRIPT = job.ROOT / "clusters" / "two-node.sh"
-
-
-def free_port() -> int:
-    """A free port outside the range in which Ray's workers listen."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port >= 20000:
-            return port
 
 
 @pytest.fixture
 def cluster() -> Iterator[dict[str, str]]:
     """Environment of a client of a fresh two-node cluster with one CPU each."""
-    # A short path: Ray puts sockets below it, and their names have a limit.
     home = Path(tempfile.mkdtemp(prefix="ra", dir="/tmp"))
-    environment = job.environment() | {
-        "HOME": str(home),
-        "PORT": str(free_port()),
-        "DASHBOARD_PORT": str(free_port()),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    nodes = []
+    environment = clusters.environment(home)
     try:
-        for name, arguments in (("head", ["head"]), ("worker", ["worker", "127.0.0.1"])):
-            log = (home / f"{name}.log").open("w")
-            nodes.append(
-                subprocess.Popen(
-                    [str(SCRIPT), *arguments, "--block", "--num-cpus", "1", "--temp-dir", str(home / name)],
-                    env=environment,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            )
-            deadline = time.monotonic() + 60
-            while "--block" not in (home / f"{name}.log").read_text():
-                assert time.monotonic() < deadline, (home / f"{name}.log").read_text()
-                time.sleep(0.2)
-        yield environment
+        with clusters.two_nodes(home, environment, environment):
+            yield environment
     finally:
-        for node in reversed(nodes):
-            node.send_signal(signal.SIGTERM)
-        for node in nodes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                node.wait(timeout=3)
-        # Whatever Ray left of this cluster, known by its own temporary directory.
-        for process in psutil.process_iter(["cmdline"]):
-            if any(str(home) in part for part in process.info["cmdline"] or []):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
         shutil.rmtree(home, ignore_errors=True)
-
-
-def submit(environment: dict[str, str], *arguments: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [str(SCRIPT), "submit", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.timeout(600)

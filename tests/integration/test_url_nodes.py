@@ -1,0 +1,106 @@
+"""A cluster of two nodes that share nothing but the URL of an object store: home, scratch and temporary directories are
+each node's own, and neither sees the other's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import cluster as clusters
+import job
+from cluster import submit
+
+from pipeline.places import Place
+from tests.s3 import S3Server
+
+RUN = ("--train.max_steps", "6", "--train.eval_every_steps", "2", "--sft.steps", "4")
+
+
+@dataclass(frozen=True)
+class Nodes:
+    base: Path
+    client: dict[str, str]
+    """Environment."""
+    recipe: Path
+    """In the head node's home."""
+
+    def scratch(self, node: str) -> set[str]:
+        """Stages of which the node has copies of artefacts."""
+        return {path.name for path in (self.base / node / ".cache" / "ra-dpo").glob("*/artifacts/*")} - {".fetching"}
+
+
+@pytest.fixture(scope="module")
+def nodes(s3_server: S3Server) -> Iterator[Nodes]:
+    base = Path(tempfile.mkdtemp(prefix="ra", dir="/tmp"))
+    for node in ("head", "worker"):
+        (base / node / "tmp").mkdir(parents=True)
+    store = {name: value for name, value in s3_server.environment().items() if name != "NO_PROXY"}
+    head = clusters.environment(base / "head") | store | {"NO_PROXY": "127.0.0.1", "TMPDIR": str(base / "head" / "tmp")}
+    worker = head | {"HOME": str(base / "worker"), "TMPDIR": str(base / "worker" / "tmp")}
+    try:
+        with clusters.two_nodes(base, head, worker, hidden=True):
+            yield Nodes(base, head, job.write_recipe(base / "head"))
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def only(url: str, kind: str) -> dict[str, bytes]:
+    """The files that a job has published for people."""
+    place = Place(f"{url}/{kind}")
+    [name] = place.folders()
+    return {file: place.below(name).read(file) for file in place.below(name).names()}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_an_alignment_and_a_sweep(nodes: Nodes, s3_url: str) -> None:
+    """A model directory of the head node's own, aligned by workers on both nodes; then a sweep over its result."""
+    ours = ("--recipe", str(nodes.recipe), "--storage", s3_url, *RUN)
+    code, output = submit(nodes.client, *ours)
+    assert code == 0, output
+    assert "2 node(s), 2 CPUs" in output
+    for stage in job.STAGES:
+        assert f"✓ {stage}" in output, output
+    assert {"base", "tokens", "sft"} <= nodes.scratch("worker"), "the other node has fetched what it was given to read"
+    if clusters.can_hide():
+        assert not (nodes.base / "worker" / ".cache" / "ra-dpo").samefile(nodes.base / "head" / ".cache" / "ra-dpo")
+    summary = json.loads(only(s3_url, "reports")["summary.json"])
+    assert summary["training"]["first_train"]["loss"] == pytest.approx(0.6931472, abs=1e-5)
+    assert f"report:  {s3_url}/reports/" in output
+    assert not Place(f"{s3_url}/checkpoints").sizes(), "of a training whose result is committed none are kept"
+
+    code, output = submit(nodes.client, *ours)
+    assert code == 0, output
+    assert "> " not in output.split("Ra-DPO")[1], "nothing is run again"
+
+    space = "[{loss.beta: [0.05, 0.3]}]"
+    swept = ("jobs/sweep.py", *ours, "--sweep.space", space, "--sweep.seeds", "0", "--sweep.early_stop", "asha")
+    code, output = submit(nodes.client, *swept, timeout_s=500)
+    assert code in (0, 3), output
+    assert "> sft" not in output
+    assert output.count("✓") - output.count("✓ sample_reference") >= 2, output
+    assert set(only(s3_url, "sweeps")) == {"report.html", "sweep.json"}
+    trials = Place(f"{s3_url}/sweeps").folders()
+    logs = Place(f"{s3_url}/sweeps/{trials[0]}/trials/0000").read("output.log").decode()
+    assert "✓ align" in logs
+    code, again = submit(nodes.client, *swept)
+    assert code in (0, 3)
+    assert "= 2 of 2 trials reused" in again, again
+
+
+@pytest.mark.long
+def test_a_node_that_cannot_reach_the_store(nodes: Nodes, s3_url: str) -> None:
+    """The driver has the credentials, as by a working directory's file; Ray's processes have others."""
+    wrong = "s3://no-such-bucket/runs"
+    code, output = submit(nodes.client, "--recipe", str(nodes.recipe), "--storage", wrong)
+    assert code == 1
+    assert "there is no such bucket" in output
+    assert "Traceback" not in output
