@@ -157,6 +157,20 @@ class Trail:
         self._check_signed(record)
         return record
 
+    def goes_on(self, number: int) -> bool:
+        """Whether a record follows this one, which takes no listing: two small requests for a trail of any length.
+
+        Raises:
+            RegistryError: when this one is not there any more.
+        """
+        if self._records.size(name_of(number)) is None:
+            raise self._changed(f"record {number} is missing")
+        try:
+            self._records.read(name_of(number + 1))
+        except FileNotFoundError:
+            return False
+        return True
+
     def _check_signed(self, newest: Record) -> None:
         """With the key: an unsigned record behind a signed one is none of this trail's writers'."""
         if self._key is None or newest.mac is not None:

@@ -33,7 +33,7 @@ from pipeline.serving.decoding import Piece, Row
 from pipeline.serving.engine import Engine, FullError, Loaded
 from pipeline.serving.log import LogWriter
 from pipeline.serving.metrics import Meters
-from pipeline.serving.newest import Newest, UnreachableError, read_state
+from pipeline.serving.newest import Newest, Reader, UnreachableError
 from pipeline.serving.options import GuardOptions
 from pipeline.serving.prompts import Prompt, encode, rows_of, settings_of
 from pipeline.serving.refusal import RefusedError
@@ -77,7 +77,7 @@ class Guard:
         self._meters = Meters()
         device = torch.device("cuda" if options.gpus_per_replica else "cpu")
         self._newest = Newest(
-            lambda: read_state(line), stale_s=options.stale_s, lookup_s=options.lookup_s, failed=self._lookup_failed
+            Reader(line), stale_s=options.stale_s, lookup_s=options.lookup_s, failed=self._lookup_failed
         )
         self._shelf: Shelf[Loaded] = Shelf(
             lambda version: load_version(line, version, into, device), options.max_loaded, failed=self._load_failed
@@ -103,7 +103,7 @@ class Guard:
         token = token_of(options)
         switch_off_bars()
         line = await asyncio.to_thread(Where(options.storage, options.registry_root, options.line).open)
-        state = await asyncio.to_thread(read_state, line)
+        state = await asyncio.to_thread(Reader(line))
         check_alias(state, options)
         if not options.gpus_per_replica:
             torch.set_num_threads(max(1, int(options.cpus_per_replica)))

@@ -16,6 +16,10 @@ from dataclasses import dataclass
 from pipeline.errors import PipelineError
 from pipeline.release.line import Line
 from pipeline.release.state import State
+from pipeline.release.trail import Record
+
+FULL_S = 30.0
+"""How often the whole listing is looked at: it is what shows that the end of the trail was cut off."""
 
 
 class UnreachableError(RuntimeError):
@@ -30,16 +34,34 @@ class Seen:
     at: float
 
 
-def read_state(line: Line) -> State:
-    """What the line stands at.
+class Reader:
+    """Looks up what a line stands at: in full now and then and when something was recorded; otherwise it only asks
+    whether something was.
 
-    Raises:
-        RegistryError: when the trail is damaged, or not there at all.
+    Args:
+        line: whose state it is.
+        clock: monotonic seconds.
     """
-    state = line.state()
-    if not state.versions:  # a directory that was moved away looks like a line that never began
-        raise UnreachableError(f"the audit trail in {line.place.root} is gone")
-    return state
+
+    def __init__(self, line: Line, clock: Callable[[], float] = time.monotonic) -> None:
+        self._line, self._clock = line, clock
+        self._head: Record | None = None
+        self._full_at = float("-inf")
+
+    def __call__(self) -> State:
+        """The state at some instant of this call.
+
+        Raises:
+            RegistryError: when the trail is damaged.
+            UnreachableError: when it is not there at all.
+        """
+        head, now = self._head, self._clock()
+        if head is None or now - self._full_at >= FULL_S or self._line.trail.goes_on(head.number):
+            head = self._line.trail.head()
+            if head is None:  # a directory that was moved away looks like a line that never began
+                raise UnreachableError(f"the audit trail in {self._line.place.root} is gone")
+            self._head, self._full_at = head, now
+        return head.state
 
 
 class Newest:

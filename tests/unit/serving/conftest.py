@@ -13,36 +13,20 @@ import pytest
 
 from pipeline.release.line import Line
 from pipeline.release.registry import open_registry
-from tests.unit.serving.served import ALIAS, LINE, OpenGuard
+from tests.served import OpenGuard, begin_line, write_versions
 
 
 @pytest.fixture(scope="session")
 def version_models(built_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Directories of three models of one shape: the built one and two with other weights."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    folder = tmp_path_factory.mktemp("versions")
-    made = []
-    for number in range(3):
-        path = shutil.copytree(built_model, folder / str(number))
-        generator = torch.Generator().manual_seed(number)
-        weights = load_file(path / "model.safetensors")
-        noisy = {name: one + 0.3 * torch.randn(one.shape, generator=generator) for name, one in weights.items()}
-        save_file(noisy, path / "model.safetensors", metadata={"format": "pt"})
-        (path / "README.md").write_text(f"Model {number}.")
-        made.append(path)
-    return made
+    """Directories of three models of one shape."""
+    return write_versions(built_model, tmp_path_factory.mktemp("versions"), 3)
 
 
 @pytest.fixture(scope="session")
 def served(version_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage whose registry has versions 0 to 2, production at 2 and 1 before it; copy it before you change it."""
     storage = tmp_path_factory.mktemp("served")
-    line = open_registry(str(storage / "registry")).begin(LINE, version_models[0], "a small model", {})
-    for number in (1, 2):
-        line.register(version_models[number], {}, why="a test")
-        line.decide(ALIAS, number, number, seen=line.alias(ALIAS).moved_by, why="it holds", details={"gate": {}})
+    begin_line(str(storage / "registry"), version_models)
     return storage
 
 

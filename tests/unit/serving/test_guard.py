@@ -18,7 +18,7 @@ from pipeline.release.line import Line
 from pipeline.serving.guard import Guard
 from pipeline.serving.options import GuardOptions
 from pipeline.traffic import parse
-from tests.unit.serving.served import ALIAS, LINE, OpenGuard
+from tests.served import ALIAS, LINE, OpenGuard
 
 ASKED = {"prompt": "A joy", "max_tokens": 8, "seed": 3}
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, RegistryError
 from pipeline.places import Place
 from pipeline.release.line import Line
 from pipeline.release.state import State
-from pipeline.serving.newest import Newest, UnreachableError, read_state
+from pipeline.serving.newest import FULL_S, Newest, Reader, UnreachableError
+from tests.unit.release import lines
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -100,4 +101,26 @@ def test_a_registry_that_hangs_holds_nobody_up_for_long() -> None:
 
 def test_a_trail_that_is_not_there_is_no_empty_line(tmp_path: Path) -> None:
     with pytest.raises(UnreachableError, match="is gone"):
-        read_state(Line(Place(str(tmp_path), "--storage"), "0123456789abcdef"))
+        Reader(Line(Place(str(tmp_path), "--storage"), "0123456789abcdef"))()
+
+
+def test_each_move_is_seen_and_a_trail_that_was_cut_off_too(tmp_path: Path) -> None:
+    line = lines.begin(str(tmp_path / "registry"), tmp_path / "made")
+    lines.register(line, tmp_path / "made", 1)
+    now = [0.0]
+    read = Reader(line, lambda: now[0])
+    for number in range(10):
+        expected = read().alias(lines.ALIAS).version
+        line.promote(lines.ALIAS, 1 - expected, expected=expected, why=f"move {number}")
+        assert read().alias(lines.ALIAS).version == 1 - expected
+        assert read() == line.state()
+    records = sorted(Path(line.place.root).glob("audit/*.json"))
+    now[0] = FULL_S
+    Path(line.place.root, "aliases", "99999999.json").write_text("{}")
+    with pytest.raises(RegistryError, match="record 99999999 is missing"):
+        read()
+    Path(line.place.root, "aliases", "99999999.json").unlink()
+    read()
+    records[-1].unlink()
+    with pytest.raises(RegistryError, match=rf"record {len(records)} is missing"):
+        read()
