@@ -76,7 +76,8 @@ def read_alerts(storage: Storage, line: str) -> list[Alert]:
         ArtifactError: when one was damaged.
     """
     place = place_of(storage, line)
-    return sorted((read(place, name) for name in place.names() if name.endswith(".json")), key=lambda one: (one.when, one.id))
+    found = [read(place, name) for name in place.names() if name.endswith(".json")]
+    return sorted(found, key=lambda one: (one.when, one.id))
 
 
 def read(place: Place, name: str) -> Alert:

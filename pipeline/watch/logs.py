@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -100,7 +101,7 @@ class Logs:
             DataError: when there is nothing at the path, or it may not be read.
         """
         what = f"logs: {self._path}"
-        if "://" in str(self._path):
+        if re.match(r"[a-z0-9+]+:/", str(self._path)):  # a path has one slash of a URL's two
             raise DataError(f"{what} is a URL; give a file or a directory of this machine")
         if not self._path.exists():
             raise DataError(f"{what} is not there; give a JSONL file, or a directory of them (it may be empty)")

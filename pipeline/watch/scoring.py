@@ -1,4 +1,4 @@
-"""What the version and its reference say of production's outputs: the actor that hosts both, and its records."""
+"""What the version and its reference say of production's outputs: the actor that hosts both."""
 
 from __future__ import annotations
 
@@ -12,26 +12,10 @@ from pipeline.config import RunConfig
 from pipeline.errors import PipelineError
 from pipeline.traffic import LogRow
 from pipeline.watch.rules import KL, RISK, TOKENS
+from pipeline.watch.scored import NO_TOKENS, NOT_SCORED, Scored
 from pipeline.watch.subject import Subject
 
 _ROWS_PER_CALL = 64
-NO_TOKENS = "output without tokens"
-NOT_SCORED = "not scored by the models"
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One output as the version and the reference see it (nats)."""
-
-    measures: dict[str, float]
-    """Sequential risk and KL, the scores, and the number of tokens."""
-    tokens: list[str]
-    risks: list[float]
-    """Of every token of the output."""
-    cut: bool
-    """Whether prompt or output was longer than the model takes, and lost its beginning or its end."""
-    anew: bool
-    """Whether ids of another tokenizer came with it, so that its text was tokenised."""
 
 
 class WatchActor:

@@ -10,6 +10,7 @@ alarms. For the usual sizes the values were simulated once (`pipeline.watch.tabl
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 from scipy.stats import beta
@@ -25,6 +26,7 @@ _BEYOND = 20
 """Streams expected beyond a threshold, so that its bound is not far above it."""
 
 
+@cache
 def threshold(kind: Kind, baseline: int, outputs: int, share: float, seed: int = 0) -> float:
     """What the statistic of a rule exceeds within ``outputs`` undrifted outputs with probability ``share`` at most.
 

@@ -25,7 +25,7 @@ from pipeline.watch.detector import Alarm, Detector, Progress
 from pipeline.watch.logs import TOO_LONG, Line
 from pipeline.watch.ranks import Baseline
 from pipeline.watch.rules import Rule, rules_for
-from pipeline.watch.scoring import Scored
+from pipeline.watch.scored import Scored
 from pipeline.watch.settings import Settings
 from pipeline.watch.state import Epoch, Pending
 from pipeline.watch.subject import Subject
