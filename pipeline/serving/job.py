@@ -8,7 +8,9 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Annotated
 
+import tyro
 from pydantic import Field
 
 from pipeline.config import ClusterConfig
@@ -17,6 +19,8 @@ from pipeline.errors import ClusterError
 from pipeline.serving.options import GuardOptions
 from pipeline.storage import open_storage
 
+_LOCAL = ("127.0.0.1", "::1", "localhost")
+
 
 class ServeOptions(GuardOptions):
     """The options of the guard, and where it listens."""
@@ -24,7 +28,7 @@ class ServeOptions(GuardOptions):
     host: str = "127.0.0.1"
     """Address to listen at: this machine only, unless another one is named (0.0.0.0 is every network)."""
     port: int = Field(8000, ge=1, le=65535)
-    address: str | None = None
+    address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="")] = None
     """A running Ray cluster to join (default: the one on this machine, or a new one)."""
 
 
@@ -45,6 +49,10 @@ def serve_until_stopped(options: ServeOptions) -> int:
     stop = threading.Event()
     with Console() as console, _started(options, stop):
         console.line(f"serving {options.alias} of line {line.name} at http://{_shown(options.host)}:{options.port}/v1")
+        if options.token_env is None and options.host not in _LOCAL:
+            console.line(
+                f"note: whoever reaches {options.host}:{options.port} may ask: set --token_env to ask for a token"
+            )
         console.line(f"metrics for Prometheus: {', '.join(_metrics())}")
         stop.wait()
         console.line("draining: requests under way are answered, others are refused")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 from pydantic import Field, model_validator
 
 from pipeline.section import Section
@@ -12,19 +13,24 @@ from pipeline.section import Section
 _CANARY = re.compile(r"([a-z][a-z0-9_-]{0,30})=(\d*\.?\d+)")
 
 
+def _written(metavar: str, name: str | None = None) -> Any:
+    """How an option that need not be given stands on the command line."""
+    return tyro.conf.arg(name=name, metavar=metavar, help_behavior_hint="")
+
+
 class GuardOptions(Section):
     """What is served, and within which limits. The same options go into 'args' of a Serve configuration."""
 
-    storage: str | None = None
+    storage: Annotated[str | None, _written("DIR|URL")] = None
     """Directory or URL of runs, whose registry is served (default: ./runs)."""
-    registry_root: str | None = None
+    registry_root: Annotated[str | None, _written("DIR|URL", "registry.root")] = None
     """The registry, where it is not below the storage: a directory or URL."""
-    line: str | None = None
+    line: Annotated[str | None, _written("NAME")] = None
     """A line of versions by its name or how that begins; needed only when there are several."""
     alias: str = "production"
     """What answers a request that names no version."""
-    canary: str | None = None
-    """ALIAS=SHARE, such as candidate=0.1: this share of production's requests is answered by another alias. Which ones
+    canary: Annotated[str | None, _written("ALIAS=SHARE")] = None
+    """Such as candidate=0.1: this share of production's requests is answered by another alias. Which ones
     is decided by a hash of the request's user or id, so that one user always gets the same."""
     preload: bool = True
     """Load the candidate before anybody asks for it, so that its promotion costs no request any time."""
@@ -33,10 +39,10 @@ class GuardOptions(Section):
     so."""
     max_loaded: int = Field(4, ge=1)
     """Versions kept in memory. For as long as requests are in flight, one more may be there."""
-    token_env: str | None = None
+    token_env: Annotated[str | None, _written("VARIABLE")] = None
     """Name of an environment variable that holds a bearer token, which every request then has to show. It has to be
     set where the replicas run."""
-    max_prompt_tokens: int | None = Field(None, ge=1)
+    max_prompt_tokens: Annotated[int | None, _written("TOKENS")] = Field(None, ge=1)
     """Longest prompt (default: what the model's context leaves)."""
     max_tokens: int = Field(256, ge=1)
     """Longest output."""
@@ -58,7 +64,7 @@ class GuardOptions(Section):
     """How long a request waits for the registry's answer before it takes the last one (see stale_s)."""
     load_wait_s: float = Field(60.0, gt=0)
     """How long a request waits for a version that is being loaded."""
-    log: str | None = None
+    log: Annotated[str | None, _written("DIR")] = None
     """Directory for the comparison log, which jobs/watch.py reads. It will hold users' prompts."""
     log_share: float = Field(0.0, ge=0, le=1)
     """Share of the answers that are logged, by a hash of the request's id."""

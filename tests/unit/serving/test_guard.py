@@ -18,7 +18,7 @@ from pipeline.release.line import Line
 from pipeline.serving.guard import Guard
 from pipeline.serving.options import GuardOptions
 from pipeline.traffic import parse
-from tests.served import ALIAS, LINE, OpenGuard
+from tests.served import ALIAS, LINE, OpenGuard, begin_line
 
 ASKED = {"prompt": "A joy", "max_tokens": 8, "seed": 3}
 
@@ -309,6 +309,26 @@ def test_who_leaves_is_not_worked_for(open_guard: OpenGuard) -> None:
             await ask(client)
 
     run(test())
+
+
+def test_a_registry_on_an_object_store(
+    s3_url: str, version_models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RA_DPO_SCRATCH", str(tmp_path / "scratch"))
+    line = begin_line(f"{s3_url}/registry", version_models)
+
+    async def test() -> None:
+        guard = await Guard.open(GuardOptions(storage=s3_url))
+        try:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(guard.app()), base_url="http://guard") as client:
+                assert (await ask(client))["model"] == f"{LINE}/2"
+                await asyncio.to_thread(line.roll_back, ALIAS, why="a test")
+                assert (await ask(client))["model"] == f"{LINE}/1"
+        finally:
+            await guard.close()
+
+    run(test())
+    assert list((tmp_path / "scratch").glob("*/versions/*/model.safetensors"))
 
 
 @pytest.mark.parametrize(
