@@ -13,7 +13,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 import torch
 import torch.distributed
 
-from pipeline.checkpoints.directory import RunDirectory
+from pipeline.checkpoints.remote import open_run
 from pipeline.config import RunConfig
 from pipeline.errors import PipelineError
 from pipeline.models.load import load_tokenizer, torch_dtype
@@ -71,7 +71,7 @@ def run(options: dict[str, Any], device: torch.device) -> dict[str, Any]:
     abandon_after(options["abandon_after"])
     spec = TrainSpec(**options["spec"])
     config = RunConfig.model_validate(spec.run)
-    directory = RunDirectory(Path(spec.run_dir), spec.identity)
+    directory = open_run(spec.run_dir, spec.identity)
     said: list[str] = []
     if torch.distributed.get_rank() == 0:
         directory.prepare()
@@ -79,11 +79,14 @@ def run(options: dict[str, Any], device: torch.device) -> dict[str, Any]:
     found = directory.newest(said.append) if options["resume"] else None
     torch.distributed.barrier()
     resume = found and found.step
-    training = Training(spec, config, directory, device, torch_dtype(config.model.dtype), resume)
     tokenizer = load_tokenizer(Path(spec.model_dir))
     result: dict[str, Any] = {"said": said, "resumed": resume}
     try:
-        return result | training.run(tokenizer, 0, lambda done, total, note: None)
+        with directory.on_this_node():
+            training = Training(spec, config, directory, device, torch_dtype(config.model.dtype), resume)
+            result |= training.run(tokenizer, 0, lambda done, total, note: None)
+            torch.distributed.barrier()
+            return result
     except AbandonedError:
         return result | {"abandoned": True}
     except PipelineError as error:
