@@ -19,11 +19,12 @@ from pipeline.places import Place
 from pipeline.records import PairTokens
 from pipeline.reference.cache import ReferenceCache, StoredFile
 from pipeline.reference.compute import reference_rows
+from pipeline.reference.cover import fixed_parts
 from pipeline.reference.donors import plan_of
 from pipeline.reference.key import pass_key
 from pipeline.reference.layout import ShardHeader, write_head, write_shard
 from pipeline.reference.manifest import contents
-from pipeline.reference.plan import HEAD, Part, Plan, fixed_parts, numbers_in
+from pipeline.reference.plan import HEAD, Part, Plan, numbers_in
 from pipeline.reference.reader import CachedRows, OpenCache
 from pipeline.reference.statistics import shard_statistics
 from pipeline.reference.takeover import TakeOver

@@ -27,7 +27,8 @@ from pipeline.places import Place
 from pipeline.records import PairTokens
 from pipeline.reference.actor import PassSpec, ReferenceActor
 from pipeline.reference.compute import reference_rows
-from pipeline.reference.plan import Part, Piece, fixed_parts
+from pipeline.reference.cover import fixed_parts
+from pipeline.reference.plan import Part, Piece
 from pipeline.reference.shard_file import ShardFile
 
 _START_TOGETHER_S = 300.0

@@ -16,8 +16,9 @@ from typing import Any
 from pipeline.errors import ArtifactError
 from pipeline.places import Place
 from pipeline.reference.cache import DESCRIPTION, FILE_NAME, ReferenceCache
+from pipeline.reference.cover import DonorFile, make_plan
 from pipeline.reference.key import pass_key
-from pipeline.reference.plan import HEAD, DonorFile, Piece, Plan, make_plan
+from pipeline.reference.plan import HEAD, Piece, Plan
 from pipeline.reference.version import FORMAT
 
 MOST_DONORS = 20

@@ -12,7 +12,8 @@ from rich.table import Table
 from pipeline.errors import ArtifactError
 from pipeline.places import Place
 from pipeline.reference.cache import Found, ReferenceCache
-from pipeline.reference.plan import HEAD, Piece, Plan, fixed_parts
+from pipeline.reference.cover import fixed_parts
+from pipeline.reference.plan import HEAD, Piece, Plan
 from pipeline.reference.version import FORMAT
 
 _SHORT = 16

@@ -40,9 +40,10 @@ from pipeline.records import PairTokens
 from pipeline.reference.actor import PassSpec, ReferenceActor
 from pipeline.reference.cache import ReferenceCache
 from pipeline.reference.compute import computed_positions
+from pipeline.reference.cover import fixed_parts
 from pipeline.reference.key import row_contents
 from pipeline.reference.manifest import contents
-from pipeline.reference.plan import Plan, fixed_parts
+from pipeline.reference.plan import Plan
 from pipeline.reference.reader import OpenCache
 from pipeline.training.preference import PreferenceTask
 

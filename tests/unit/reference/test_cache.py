@@ -14,10 +14,11 @@ from pipeline.digests import seal, unseal
 from pipeline.errors import ArtifactError
 from pipeline.places import Place
 from pipeline.reference.cache import ReferenceCache
+from pipeline.reference.cover import fixed_parts
 from pipeline.reference.inspect import inspect
 from pipeline.reference.location import check_cache
 from pipeline.reference.manifest import contents
-from pipeline.reference.plan import HEAD, Part, Piece, Plan, fixed_parts
+from pipeline.reference.plan import HEAD, Part, Piece, Plan
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from caches import PASS, random_pairs, write_cache, write_piece

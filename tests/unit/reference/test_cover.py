@@ -8,18 +8,8 @@ from collections.abc import Mapping, Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.reference.plan import (
-    HEAD,
-    DonorFile,
-    Part,
-    Piece,
-    Plan,
-    Source,
-    fixed_parts,
-    make_plan,
-    numbers_in,
-    ranges,
-)
+from pipeline.reference.cover import DonorFile, fixed_parts, make_plan
+from pipeline.reference.plan import HEAD, Part, Piece, Plan, Source, numbers_in, ranges
 
 
 def test_without_donors_pieces_are_fixed_ranges_of_rows() -> None:
