@@ -27,7 +27,7 @@ from pipeline.cluster import connected
 from pipeline.console import Console, quiet_libraries
 from pipeline.errors import ArtifactError, ConfigError, DataError, RegistryError
 from pipeline.release.line import Line
-from pipeline.release.state import PRODUCTION
+from pipeline.release.state import PRODUCTION, check_alias
 from pipeline.report.watch import render_watch
 from pipeline.storage import Storage, open_storage
 from pipeline.traffic import LogRow
@@ -46,6 +46,8 @@ from pipeline.watch.webhook import Webhook
 _LINES = 512
 """Read at once."""
 _COMMIT_S = 5.0
+_RETRY_S = 10.0
+"""Between two attempts at a roll-back that failed."""
 _PAGE_S = 60.0
 _FORGET_S = 3600.0
 
@@ -82,6 +84,8 @@ class _Job:
         self._settings, self._storage, self._line = settings, storage, line
         self._source, self._console, self._stack = source, console, stack
         self._alias = None if settings.version is not None else settings.alias
+        if self._alias is not None:
+            check_alias(self._alias)
         self.target = self._alias or f"version-{settings.version}"
         inside = () if self._alias == PRODUCTION else (self.target,)
         self.place = storage.place(DIRECTORY, line.name, *inside)
@@ -111,7 +115,7 @@ class _Job:
                 self._serve_metrics(settings.metrics_port)
             self._watcher = Watcher(self.place, self.target, self._alias, settings, say)
             stack.enter_context(self._signals())
-            self._look(self._line.state().alias(settings.alias).version if self._alias else settings.version or 0)
+            self._look(self._line.number(self._alias or str(settings.version)))
             self._tell()
             self._publish()
             while not self._stop.is_set():
@@ -145,13 +149,15 @@ class _Job:
             self._watcher.take(lines, self._score)
         elif lines:
             state.positions = look.positions  # they wait until the version can be loaded
-        if state.pending:
+        if any(not one.told for one in state.pending) or (state.pending and self._is_due("retry", _RETRY_S)):
             self._commit()
             self._tell()
         if self._is_due("commit", _COMMIT_S):
             self._commit()
         if self._is_due("page", _PAGE_S):
             self._publish()
+            if lines:
+                self._console.line(f"{state.outputs:,} outputs scored, {self._unread:,} bytes to read")
         if self._is_due("forget", _FORGET_S) and (removed := self._watcher.forget()):
             self._console.line(f"{removed} part(s) of the comparison log were older than it is kept, and removed")
         return bool(lines) and ready
@@ -160,7 +166,7 @@ class _Job:
         """Some lines of the first file that has any."""
         state = self._watcher.state
         for place, position in enumerate(state.positions):
-            if not position.there:
+            if not self._source.has_more(position):
                 continue
             lines, after = logs.read(position, _LINES)
             if after != position:
@@ -197,7 +203,7 @@ class _Job:
         if self._alias is None:
             return True
         try:
-            version = self._open_line().alias(self._alias).version
+            version = self._open_line().number(self._alias)
             if subject is not None and version == subject.version:
                 self._complaint = ""
                 return True
@@ -274,15 +280,17 @@ class _Job:
 
     def _commit(self) -> None:
         self._watcher.commit()
+        self._metrics.set(self._watcher.state, self._surroundings())
 
     def _publish(self) -> None:
-        self._metrics.set(self._watcher.state, self._surroundings())
         self.place.write("metrics.prom", self._metrics.text())
-        alerts = [
-            one for one in read_alerts(self._storage, self._line.name) if (one.alias or "") == (self._alias or "")
-        ]
         watcher = self._watcher
         assert watcher.subject is not None
+        alerts = [
+            one
+            for one in read_alerts(self._storage, self._line.name)
+            if one.alias == self._alias and (one.alias is not None or one.version == watcher.subject.version)
+        ]
         content = summarise(
             watcher.state,
             watcher.subject,

@@ -93,6 +93,7 @@ class Logs:
         self._path = path
         # Bytes of the files at the last look, to tell what was lost of one that goes away.
         self._sizes: dict[tuple[int, int], int] = {}
+        self._stamps: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def check(self) -> None:
         """Refuse a path that cannot be read.
@@ -128,7 +129,8 @@ class Logs:
         restarted = 0
         for key, (path, status) in found.items():
             if key in open_:
-                if _is_same(path, status.st_size, open_[key]):
+                # What has not changed since the last look is not opened: there may be thousands of old files.
+                if self._stamps.get(key) == _stamp(status, open_[key]) or _is_same(path, status.st_size, open_[key]):
                     matched[key] = open_.pop(key)
                 else:  # cut off or written anew; what was read of it may go on elsewhere, in a copy
                     restarted += 1
@@ -150,8 +152,13 @@ class Logs:
         lost = sum(max(0, self._sizes.get(key, 0) - one.offset) for key, one in open_.items() if one.there)
         gone = [replace(one, there=False) for key, one in open_.items() if key not in found and one.offset]
         self._sizes = {key: status.st_size for key, (_, status) in ordered}
+        self._stamps = {key: _stamp(status, one) for (key, (_, status)), one in zip(ordered, positions, strict=True)}
         unread = sum(status.st_size - one.offset for (_, (_, status)), one in zip(ordered, positions, strict=True))
         return Look((*gone[-_KEPT:], *positions), unread, restarted, lost)
+
+    def has_more(self, position: Position) -> bool:
+        """Whether the last look saw more of a file than was read."""
+        return position.there and self._sizes.get((position.device, position.inode), 0) > position.offset
 
     def _files(self) -> Iterator[Path]:
         if not self._path.is_dir():
@@ -224,6 +231,10 @@ def _is_same(path: Path, size: int, position: Position) -> bool:
         return False
     except OSError as error:
         raise DataError(f"logs: {path} cannot be read: {error.strerror}; mend that, or remove it") from error
+
+
+def _stamp(status: os.stat_result, position: Position) -> tuple[int, ...]:
+    return status.st_size, status.st_mtime_ns, position.offset
 
 
 def _status(path: Path) -> os.stat_result | None:
