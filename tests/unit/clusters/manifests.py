@@ -8,8 +8,11 @@ from __future__ import annotations
 import functools
 import importlib.machinery
 import importlib.util
+import runpy
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[3]
 CLUSTERS = ROOT / "clusters"
 KUBERNETES = CLUSTERS / "kubernetes"
+RECIPE = "/etc/ra-dpo/run.yaml"
 VARIANTS = ("cpu-s3", "cpu-volume", "gpu-s3", "gpu-volume")
 CLUSTER_OF = {
     "RayCluster": ("spec",),
@@ -120,3 +124,16 @@ def pods(found: list[Document]) -> Iterator[PodTemplate]:
 def named(found: list[Document], kind: str, name: str) -> Document:
     (document,) = [d for d in found if (d["kind"], d["metadata"]["name"]) == (kind, name)]
     return document
+
+
+def parsed(command: str | list[str], recipe: Path | None, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What the script of a command makes of its arguments; it runs up to where it would work. ``recipe`` stands for the
+    one that pods mount."""
+    program, path, *arguments = shlex.split(command) if isinstance(command, str) else command
+    assert program == "python"
+    stopped: list[Any] = []
+    monkeypatch.setattr("pipeline.cli.run_job", stopped.append)
+    monkeypatch.setattr(sys, "argv", [path, *(str(recipe) if a == RECIPE else a for a in arguments)])
+    found = runpy.run_path(str(ROOT / path), run_name="__main__")
+    assert len(stopped) == 1
+    return found.get("request") or found["options"]

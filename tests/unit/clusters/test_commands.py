@@ -4,36 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
-import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
-from manifests import CLUSTER_OF, EXAMPLES, JOB_OF, ROOT, VARIANTS, Document, at, base, named, optional, variant
+from manifests import CLUSTER_OF, EXAMPLES, JOB_OF, ROOT, VARIANTS, Document, at, base, named, optional, parsed, variant
 
 from pipeline.cluster import shortage
 from pipeline.config import RunConfig
 from pipeline.serving.options import GuardOptions
 
 JOBS = ("align", "sweep", "realign")
-
-
-def parsed(command: str | list[str], recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What the script of a command makes of its arguments."""
-    program, path, *arguments = shlex.split(command) if isinstance(command, str) else command
-    assert program == "python"
-    stopped: list[Any] = []
-    monkeypatch.setattr("pipeline.cli.run_job", stopped.append)
-    monkeypatch.setattr(sys, "argv", [path, *(str(recipe) if a == "/etc/ra-dpo/run.yaml" else a for a in arguments)])
-    found = runpy.run_path(str(ROOT / path), run_name="__main__")
-    assert len(stopped) == 1
-    return found.get("request") or found["options"]
 
 
 def write_recipe(found: list[Document], folder: Path) -> Path:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from manifests import CLUSTERS, KUBERNETES, ROOT, VARIANTS, base
-
-from pipeline.cli import parse_job
+from manifests import CLUSTERS, KUBERNETES, ROOT, VARIANTS, base, parsed
 
 README = (CLUSTERS / "README.md").read_text(encoding="utf-8")
 
@@ -31,19 +28,18 @@ def test_the_readmes_commands_are_shell() -> None:
         assert (done.returncode, done.stderr) == (0, ""), block
 
 
-def test_the_readme_submits_options_that_exist() -> None:
+def submitted() -> list[str]:
+    """The commands that the README submits, with the job that each begins with."""
     text = README.replace("\\\n", " ")
-    marks = (
-        "two-node.sh submit ",
-        "-- python jobs/align.py ",
-        "--  python jobs/align.py ",
-        "--    python jobs/align.py ",
-    )
-    given = [line.split(mark, 1)[1] for line in text.splitlines() for mark in marks if mark in line]
-    given = [re.split(r"\s#", arguments)[0] for arguments in given]
-    assert len(given) == len(re.findall(r"two-node.sh submit |python jobs/align.py ", text))
-    for arguments in given:
-        assert parse_job("align", "Align a model.", shlex.split(arguments)).storage
+    direct = re.findall(r"--\s+(python jobs/[^\n#]+)", text)
+    by_script = re.findall(r"two-node\.sh submit ([^\n#`]+)", text)
+    return direct + [f"python {'' if given.startswith('jobs/') else 'jobs/align.py '}{given}" for given in by_script]
+
+
+@pytest.mark.parametrize("command", submitted())
+def test_the_readme_submits_options_that_exist(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = command.replace("...", "--storage s3://bucket/prefix")
+    assert parsed(shown, None, monkeypatch).storage
 
 
 def test_the_readme_names_files_and_parts_that_exist() -> None:
