@@ -188,6 +188,46 @@ def test_a_holder_that_was_suspended_changes_nothing(site: Site, tmp_path: Path)
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_the_setting_is_chosen_anew_before_a_realignment(site: Site) -> None:
+    site.call("2026-01-05")
+    site.grow(70)
+    space = "[{loss.method: [dpo, tdpo2]}]"
+    options = ["--realign.pilot", "0.5", "--sweep.space", space, "--sweep.tolerance.allow_decayed", "true"]
+    output = site.call("2026-01-12", *options)
+    assert "pilot: everything on 50% of the training groups" in output
+    assert "chosen anew under sweep.tolerance: loss.method" in output
+    assert "re-aligned" in output
+    chosen = output.partition("chosen anew under sweep.tolerance: loss.method ")[2].split()[0]
+    newest = site.line().versions.manifest(site.line().state().versions - 1)
+    assert newest.provenance["method"] == chosen
+    assert newest.provenance["parents"] == [0]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_a_url_is_as_good_as_a_directory(finished_run: FinishedRun, s3_url: str, tmp_path: Path) -> None:
+    data = tmp_path / "pairs.jsonl"
+    values = yaml.safe_load(finished_run.recipe.read_text())
+    values["data"]["path"] = str(data)
+    recipe = tmp_path / finished_run.recipe.name
+    recipe.write_text(yaml.safe_dump(values))
+
+    def call(now: str, *options: str) -> str:
+        arguments = ["--recipe", str(recipe), "--storage", s3_url, "--now", now, *LENIENT, *options]
+        code, output = job.run(arguments, timeout_s=600, script="realign.py")
+        assert code == 0, output
+        return output
+
+    job.write_pairs(data)
+    assert "record 1: first alignment" in call("2026-01-05")
+    assert "record 2: nothing to do" in call("2026-01-12")
+    job.write_pairs(data, groups=50)
+    assert "record 3: measured 40 new pairs, re-aligned" in call("2026-01-19", "--realign.min_new_pairs", "40")
+    assert "re-aligned" in call("2026-01-26", "--list")
+
+
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_a_year(tmp_path: Path) -> None:
     assert year.Year(tmp_path).run() == 0
