@@ -27,6 +27,7 @@ from pipeline.errors import ArtifactError
 from pipeline.graph import PlannedStage, execute
 from pipeline.plan import cost
 from pipeline.recipes import load_recipe, resolve
+from pipeline.reference.foresight import Foreseen
 from pipeline.storage import open_storage
 from pipeline.survey import counts_of, model_directory, model_shape
 
@@ -154,6 +155,12 @@ def test_committed_stages_are_shown_done_and_their_numbers_are_exact(tmp_path: P
     assert cells(ran.stdout, "preference pairs")[1:] == [pairs, "from the committed tokens"]
     assert cells(ran.stdout, "fine-tuning texts")[1] == f"{stats['sft']['rows']:,}"
     assert cells(ran.stdout, "tokens in texts")[1] == f"{sum(stats['sft']['tokens'].values()):,}"
+    grown = io.StringIO()
+    describe(run, planned, open_storage(str(storage)), grown, foreseen=Foreseen(10**9, 1_000, 0, 0))
+    taken = "1,000 more are taken over from other caches, if their files are whole"
+    assert cells(grown.getvalue(), "pairs to compute")[1:] == ["0", taken]
+    assert cells(grown.getvalue(), "tokens to compute")[1] == "0"
+    assert cells(grown.getvalue(), "tokens per second")[2] == "not measured: nothing is left to compute"
     # The model is built now, so that it is measured itself.
     assert cells(ran.stdout, "tokens per second")[2].startswith("measured now on ")
     computed = sum(sum(stats["tokens"][name].values()) for name in ("train", "validation"))
