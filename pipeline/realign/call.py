@@ -4,49 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
 from pipeline.artifacts import Store
 from pipeline.cli import JobRequest
-from pipeline.config import RunConfig
 from pipeline.console import Console, duration
 from pipeline.data.checks import DropLog
 from pipeline.data.prepare import content_of, usable_pairs
-from pipeline.data.sources import left_out
 from pipeline.errors import ConflictError, PipelineError
-from pipeline.job import execute_run, publish, recipe_name
+from pipeline.job import recipe_name
 from pipeline.lease import Lease
+from pipeline.realign.acts import Acts, Done
 from pipeline.realign.job import DIRECTORY, FoundLine, find_line
 from pipeline.realign.look import Found, look
 from pipeline.realign.policy import Decision, decide, wants_measure
 from pipeline.realign.records import FAILED, INTERRUPTED, Entry, Held, Memory, Records
 from pipeline.realign.rows import EMPTY, RowSets
 from pipeline.release.line import Line, myself
-from pipeline.release.registry import open_registry, root_of
-from pipeline.releasing import COPIES, PRODUCTION_ALONE
-from pipeline.stages import read_json
 from pipeline.storage import Storage
 
 NOTHING = "nothing to do"
-
-
-@dataclass
-class Done:
-    """What a call did, as it stands in its record."""
-
-    did: list[str] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
-    """Sentences for a person, the most important first."""
-    facts: Mapping[str, Any] | None = None
-    decision: Mapping[str, Any] | None = None
-    artifacts: dict[str, str] = field(default_factory=dict)
-    """Keys by stage."""
-    release: Mapping[str, Any] | None = None
-    audit: list[int] = field(default_factory=list)
-    """Numbers of the records of the audit trail that this call wrote, or found written by the call it went on with."""
 
 
 class Call:
@@ -92,11 +71,12 @@ class Call:
     def _under_lease(self) -> None:
         interrupted = self._complete_interrupted()
         number = self._records.begin("begun", self._about() | {"fence": self._lease.number})
-        done = Done()
+        acts = Acts(self._request, self._storage, self._store, self._console, self._found.name, self._sets, self._lease)
+        done = acts.done
         try:
             if self._found.line is not None:
                 self._found.line.fence(self._lease.number, why=f"re-alignment {number} begins")
-            memory = self._first(done) if self._found.first else self._again(done, interrupted)
+            memory = self._first(acts) if self._found.first else self._again(acts, interrupted)
         except BaseException as error:
             with contextlib.suppress(PipelineError):  # what went wrong may be the storage itself
                 self._end(number, FAILED, done, None, error)
@@ -143,12 +123,11 @@ class Call:
 
     # -- the first alignment -------------------------------------------------------------------------------
 
-    def _first(self, done: Done) -> Memory:
-        self._say(done, f"line {self._found.name} has no alignment yet: the first one is made")
+    def _first(self, acts: Acts) -> Memory:
+        acts.say(f"line {self._found.name} has no alignment yet: the first one is made")
         rows = frozenset(map(content_of, usable_pairs(self._request.run.data, DropLog(self._request.run.data))[0]))
-        self._align(self._request.run, done, "first alignment")
-        line = self._line()
-        production = line.alias(self._request.run.registry.alias).version
+        acts.align(self._request.run, "first alignment")
+        production = acts.line().alias(self._request.run.registry.alias).version
         at = self._now.isoformat(timespec="seconds")
         judged = production or None
         return Memory(
@@ -161,39 +140,28 @@ class Call:
 
     # -- every other call ----------------------------------------------------------------------------------
 
-    def _again(self, done: Done, unfinished: set[int]) -> Memory:
-        run, line = self._request.run, self._line()
+    def _again(self, acts: Acts, unfinished: set[int]) -> Memory:
+        run, line, done = self._request.run, acts.line(), acts.done
         memory = self._records.memory()
         accept = self._request.arguments["accept"]
         found = look(run, self._storage, line, memory, self._sets, self._now, accept=accept, unfinished=unfinished)
         if wants_measure(found.facts, run.realign):
-            found = self._measured(found, line)
-            done.did.append(f"measured {found.facts.unmeasured:,} new pairs")
+            found = acts.measure(found)
         decision = decide(found.facts, run.realign)
         done.facts, done.decision = asdict(found.facts), asdict(decision)
         for sentence in (*found.said, *decision.notes):
-            self._say(done, sentence)
+            acts.say(sentence)
         memory = self._hold(found, decision, done)
         if decision.evaluate:
-            self._evaluate(memory, decision.evaluate, done)
+            acts.evaluate(found, memory, decision.evaluate)
         if decision.realign:
-            self._realign(memory, decision.realign, done)
+            acts.realign(found, memory, decision.realign)
         for one in memory.held:
             self._console.line(
                 f"!! HELD: {one.pairs:,} pairs (batch {one.digest}, since {one.since[:10]}) wait for a person and are "
                 f"not trained on. {one.why} Repair the data, or say --accept {one.digest[:8]}"
             )
-        return self._remembered(memory, found, decision)
-
-    def _measured(self, found: Found, line: Line) -> Found:
-        from pipeline.realign.measure import judged_by, measure
-
-        copies = self._storage.here / COPIES
-        reference, policy = (line.fetch(str(version), copies) for version in (0, found.facts.production))
-        rows = [found.pairs[content] for content in sorted(frozenset[str]().union(*found.batches))]
-        self._console.line(f"{len(rows):,} new pairs: what version {policy.version} in production makes of them")
-        right = measure(self._request.run, rows, reference, policy, self._storage, self._console)
-        return found.measured(right, judged_by(policy))
+        return self._remembered(memory, found, decision, acts.line())
 
     def _hold(self, found: Found, decision: Decision, done: Done) -> Memory:
         """The memory with each batch held, cleared when production was measured on it, or waiting for that."""
@@ -211,66 +179,8 @@ class Call:
                 cleared |= rows
         return replace(found.memory, held=tuple(held), waiting=tuple(waiting), cleared=self._sets.keep(cleared))
 
-    def _evaluate(self, memory: Memory, reasons: Sequence[str], done: Done) -> None:
-        """Production alone, by the run's data; back to the reference when it demonstrably breaks a limit."""
-        from pipeline.align import AlignmentRun
-
-        self._require_lease()
-        self._reasons("production is evaluated", reasons, done)
-        run = AlignmentRun(
-            recipe_name(self._request),
-            self._on_line(self._request.run, memory),
-            self._storage,
-            (PRODUCTION_ALONE,),
-            fence=self._lease.number,
-        )
-        assert run.release is not None
-        result = execute_run(run, self._store, self._console)
-        record, there = run.release.act_on_production(result[PRODUCTION_ALONE])
-        done.audit.append(record.number)
-        done.artifacts |= {name: item.key for name, item in run.planned.items()}
-        back = any(move.alias == self._request.run.registry.alias for move in record.event.moves)
-        done.did.append("rolled back to the reference" if back else "evaluated")
-        again = ", as before: nothing that it depends on has changed" if there else ""
-        self._say(done, f"{record.why} (audit record {record.number}{again})")
-
-    def _realign(self, memory: Memory, reasons: Sequence[str], done: Done) -> None:
-        self._reasons("a policy is aligned anew", reasons, done)
-        run = self._on_line(self._request.run, memory)
-        if run.realign.pilot is not None:
-            from pipeline.realign.pilot import chosen_anew
-
-            run, said = chosen_anew(self._request, run)
-            self._say(done, said)
-        self._align(run, done, "re-aligned")
-
-    def _align(self, run: RunConfig, done: Done, what: str) -> None:
-        """The graph of jobs/align.py, to its report."""
-        from pipeline.align import AlignmentRun
-
-        self._require_lease()
-        alignment = AlignmentRun(recipe_name(self._request), run, self._storage, fence=self._lease.number)
-        result = execute_run(alignment, self._store, self._console)
-        alignment.remove_checkpoints()
-        directory = publish(alignment, replace(self._request, run=run), result)
-        release = read_json(result["register"].path / "release.json")
-        done.release = {name: release[name] for name in ("version", "outcome", "before", "after", "record", "when")}
-        done.audit.append(release["record"])
-        done.artifacts |= {name: item.key for name, item in alignment.planned.items()}
-        done.did.append(what)
-        self._say(done, f"{result['register'].info['note']} (audit record {release['record']})")
-        self._console.line(f"report: {directory}/report.html")
-
-    def _on_line(self, run: RunConfig, memory: Memory) -> RunConfig:
-        """The run with the line's reference for its model, and without the pairs that are held."""
-        registry = run.registry.model_copy(update={"line": self._found.name})
-        out = left_out(run.data).union(*(self._sets.read(one.digest) for one in memory.held))
-        path = self._sets.where(self._sets.keep(out)) if out else None
-        data = run.data.model_copy(update={"leave_out": path})
-        return run.model_copy(update={"registry": registry, "data": data})
-
-    def _remembered(self, memory: Memory, found: Found, decision: Decision) -> Memory:
-        production = self._line().alias(self._request.run.registry.alias).version
+    def _remembered(self, memory: Memory, found: Found, decision: Decision, line: Line) -> Memory:
+        production = line.alias(self._request.run.registry.alias).version
         at = self._now.isoformat(timespec="seconds")
         memory = replace(memory, production=production)
         if (decision.evaluate or decision.realign) and production:
@@ -283,25 +193,6 @@ class Call:
             # What another job had trained on is known from now on by its contents.
             memory = replace(memory, known=self._sets.keep(found.pairs.keys() - found.new - found.held_rows))
         return memory
-
-    # -- small things --------------------------------------------------------------------------------------
-
-    def _line(self) -> Line:
-        return open_registry(root_of(self._storage, self._request.run.registry.root)).line(self._found.name)
-
-    def _require_lease(self) -> None:
-        if self._lease.lost:
-            raise ConflictError(
-                f"the lease of line {self._found.name} was taken over by another call, while this one did not move: "
-                "nothing was changed"
-            )
-
-    def _reasons(self, what: str, reasons: Sequence[str], done: Done) -> None:
-        self._say(done, f"{what}: {'; '.join(reasons)}")
-
-    def _say(self, done: Done, sentence: str) -> None:
-        done.said.append(sentence)
-        self._console.line(sentence)
 
 
 def decisions_under(line: Line, fence: int) -> list[int]:

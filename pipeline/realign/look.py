@@ -12,6 +12,7 @@ from datetime import datetime
 from pipeline.config import RunConfig
 from pipeline.data.checks import DropLog
 from pipeline.data.prepare import content_of, usable_pairs
+from pipeline.data.sources import source_digest
 from pipeline.data.tables import read_table
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.realign.accuracy import Accuracy
@@ -30,8 +31,10 @@ _DAY_S = 86_400.0
 class Found:
     """The outcome of a look."""
 
+    source: str
+    """Digest of the data that were looked at."""
     pairs: Mapping[str, PairRow]
-    """All of the data, by content."""
+    """All of them, by content."""
     new: frozenset[str]
     """Contents that the last alignment has not seen, but for those that are held."""
     batches: tuple[frozenset[str], ...]
@@ -80,6 +83,7 @@ def look(
         ConfigError: when ``accept`` names no held batch.
         PipelineError: when data, registry or records cannot be read.
     """
+    source = source_digest(run.data)
     pairs = {content_of(pair): pair for pair in usable_pairs(run.data, DropLog(run.data))[0]}
     memory, said = _settle_held(memory, pairs, sets, accept)
     held_rows: frozenset[str] = frozenset().union(*(sets.read(one.digest) for one in memory.held))
@@ -100,7 +104,7 @@ def look(
         aligned_days=_age(memory.aligned_at, now),
     )
     memory = replace(memory, alerts=(*memory.alerts, *(one.id for one in alerts)))
-    return Found(pairs, new, batches, memory.held, held_rows, facts, memory, (*said, *unknown))
+    return Found(source, pairs, new, batches, memory.held, held_rows, facts, memory, (*said, *unknown))
 
 
 def _batches(rows: frozenset[str], memory: Memory, sets: RowSets) -> tuple[frozenset[str], ...]:
