@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import logging
-import os
 import re
 import time
 import uuid
@@ -23,29 +21,27 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from pipeline.console import switch_off_bars
-from pipeline.errors import ConfigError, PipelineError
 from pipeline.release.line import Line
 from pipeline.release.state import State
 from pipeline.release.where import Where
 from pipeline.serving.answers import Head, Output, broken, chunk, closing, opening, usage, whole
-from pipeline.serving.choice import Choice, UnknownModelError, check_alias, choose, names, share_of, wanted
+from pipeline.serving.choice import Choice, check_alias, choose, names, share_of, wanted
 from pipeline.serving.decoding import Piece, Row
-from pipeline.serving.engine import Engine, FullError, Loaded
+from pipeline.serving.engine import Engine, Loaded
+from pipeline.serving.http import authorise, body_of, http_error, refusal_of, token_of
 from pipeline.serving.log import LogWriter
 from pipeline.serving.metrics import Meters
 from pipeline.serving.newest import Newest, Reader, UnreachableError
 from pipeline.serving.options import GuardOptions
 from pipeline.serving.prompts import Prompt, encode, rows_of, settings_of
-from pipeline.serving.refusal import RefusedError
 from pipeline.serving.request import ChatRequest, CompletionRequest, parse
-from pipeline.serving.shelf import RETRY_S, LoadError, Shelf
+from pipeline.serving.shelf import LoadError, Shelf
 from pipeline.serving.versions import load_version
 from pipeline.storage import open_storage
 from pipeline.traffic import LogRow
 
 POLL_S = 2.0
 """How often an idle replica looks whether there is something to load ahead."""
-_BUSY_RETRY_S = 1.0
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 log = logging.getLogger(__name__)
@@ -57,7 +53,6 @@ class _Answering:
 
     request: CompletionRequest | ChatRequest
     head: Head
-    choice: Choice
     loaded: Loaded
     prompts: Sequence[Prompt]
     rows: Sequence[Row]
@@ -133,7 +128,7 @@ class Guard:
                 Route("/v1/models", self._guarded(self._models), methods=["GET"]),
                 Route("/healthz", self._health, methods=["GET"]),
             ],
-            exception_handlers={HTTPException: _http_error},
+            exception_handlers={HTTPException: http_error},
         )
 
     # -- routes --------------------------------------------------------------------------------------------
@@ -144,10 +139,10 @@ class Guard:
         async def guarded(request: Request) -> Response:
             began = time.monotonic()
             try:
-                self._authorise(request)
+                authorise(request, self._token)
                 return await answer(request)
             except Exception as error:
-                refused = _refusal(error)
+                refused = refusal_of(error)
                 self._count("none", refused.status, began)
                 return JSONResponse(refused.body(), refused.status, refused.headers())
 
@@ -156,7 +151,7 @@ class Guard:
     def _complete(self, kind: type[CompletionRequest] | type[ChatRequest]) -> Callable[[Request], Awaitable[Response]]:
         async def complete(http: Request) -> Response:
             began = time.monotonic()
-            request = parse(kind, await _body(http, self._options.max_body_bytes))
+            request = parse(kind, await body_of(http, self._options.max_body_bytes))
             answering = await self._begin(request, http.headers.get("x-request-id", ""))
             if request.stream:
                 events = self._stream(answering, began)
@@ -205,7 +200,7 @@ class Guard:
 
         rows = rows_of(request, prompts, settings, tell)
         self._engine.submit(loaded, rows)
-        return _Answering(request, head, choice, loaded, prompts, rows, pieces)
+        return _Answering(request, head, loaded, prompts, rows, pieces)
 
     async def _state(self) -> State:
         began = time.monotonic()
@@ -258,10 +253,13 @@ class Guard:
                     yield chunk(head, index, piece, len(texts[index]), logprobs)
                     texts[index] += piece.text
         except Exception as error:
-            refused = _refusal(error)
+            refused = refusal_of(error)
             self._count(str(head.version), refused.status, began)
             yield broken(refused.body())
             return
+        finally:
+            for row in answering.rows:
+                row.cancelled = True  # also when the client left before the first piece
         self._done(answering, texts, began)
         wishes = answering.request.stream_options
         yield closing(head, answering.used if wishes is not None and wishes.include_usage else None)
@@ -294,13 +292,6 @@ class Guard:
 
     # -- around it -----------------------------------------------------------------------------------------
 
-    def _authorise(self, request: Request) -> None:
-        if self._token is None:
-            return
-        scheme, _, shown = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(shown.strip().encode(), self._token):
-            raise RefusedError(401, "a bearer token is asked for, and this is not it", "invalid_api_key")
-
     async def _watch(self) -> None:
         """Load ahead what the registry says will be needed, also when nobody asks."""
         while True:
@@ -327,63 +318,3 @@ class Guard:
     def _load_failed(self, version: int, why: str) -> None:
         self._meters.load_failures.inc(1, {"version": str(version)})
         log.error("version %d cannot be loaded: %s", version, why)
-
-
-def token_of(options: GuardOptions) -> bytes | None:
-    """The token that requests have to show; None without one.
-
-    Raises:
-        ConfigError: when its variable is not set here.
-    """
-    if options.token_env is None:
-        return None
-    value = os.environ.get(options.token_env, "").strip()
-    if not value:
-        raise ConfigError(
-            f"token_env: the environment variable {options.token_env} is not set or empty: set it where the replicas "
-            "run, or leave the option out to answer whoever asks"
-        )
-    return value.encode()
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    """The body, of which no more is read than is allowed."""
-    too_large = RefusedError(413, f"the body has more than {limit:,} bytes", "request_too_large")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise too_large
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > limit:
-            raise too_large
-    return bytes(body)
-
-
-def _refusal(error: Exception) -> RefusedError:
-    """An error as the client is told it."""
-    match error:
-        case RefusedError():
-            return error
-        case UnknownModelError():
-            return RefusedError(404, str(error), "model_not_found", "model")
-        case FullError():
-            return RefusedError(429, f"{error}: try again", "overloaded", retry_after_s=_BUSY_RETRY_S)
-        case UnreachableError():
-            text = "which version is in production cannot be found out: the registry does not answer"
-            return RefusedError(503, text, "registry_unreachable", retry_after_s=_BUSY_RETRY_S)
-        case LoadError():
-            text = f"the version that was chosen cannot be served: {error}"
-            return RefusedError(503, text, "version_unavailable", retry_after_s=RETRY_S)
-        case PipelineError():
-            return RefusedError(400, str(error), "invalid_value")
-        case _:
-            log.exception("a request failed", exc_info=error)
-            return RefusedError(500, "the service has failed; its log says why", "internal_error")
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    """No such path, or the wrong method."""
-    assert isinstance(error, HTTPException)
-    refused = RefusedError(error.status_code, f"{request.method} {request.url.path}: {error.detail}", "unknown_url")
-    return JSONResponse(refused.body(), error.status_code, error.headers)
