@@ -101,6 +101,7 @@ def find_line(request: JobRequest, storage: Storage) -> FoundLine:
         return FoundLine(line.name, line, False)
     made = [one for one in registry.lines() if recipe_of(registry.line(one)) == recipe]
     if not made:
+        _require_never_begun(storage, recipe, registry.place.root)
         return FoundLine(_own_line(request, storage), None, True)
     if len(made) > 1:
         listed = "\n".join(f"  {one}  {registry.description(one)}" for one in made)
@@ -113,6 +114,26 @@ def find_line(request: JobRequest, storage: Storage) -> FoundLine:
 
     begun = found.records(storage).memory() == Memory() and _own_line(request, storage) == found.name
     return FoundLine(found.name, found.line, begun)
+
+
+def _require_never_begun(storage: Storage, recipe: str, root: str) -> None:
+    """Refuse a registry that is not there any more: on an empty mount point another line would begin, and its
+    production at the reference.
+
+    Raises:
+        RegistryError: when the records know a line of this recipe.
+    """
+    from pipeline.realign.records import Memory, Records
+
+    place = storage.place(DIRECTORY)
+    for name in place.folders():
+        records = Records(place.below(name, "records"))
+        if records.memory() != Memory() and records.recipe() == recipe:
+            raise RegistryError(
+                f"the registry at {root} has no line of the recipe {recipe}, though {place.root}/{name} has records of "
+                f"one: mount or restore the registry, or set --registry.root to where it is; to begin anew, remove "
+                f"{place.root}/{name}"
+            )
 
 
 def recipe_of(line: Line) -> Any:

@@ -130,6 +130,11 @@ class Records:
                 return Memory.from_dict(found["memory"])
         return Memory()
 
+    def recipe(self) -> str | None:
+        """The recipe of the newest call; None when there was none."""
+        newest = max(self._numbers(), default=None)
+        return None if newest is None else str(self._entry(newest, set()).first["recipe"])
+
     def begin(self, state: State, content: Mapping[str, Any]) -> int:
         """The first document of a call; returns its number."""
         while True:

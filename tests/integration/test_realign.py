@@ -105,6 +105,11 @@ def test_the_first_call_takes_what_is_there_and_the_next_finds_nothing_to_do(sit
     assert listed.count("nothing to do") == 2
     assert "first alignment" in listed
 
+    # On an empty mount point no other line begins, whatever has become of the data.
+    (site.storage / "registry").rename(site.storage / "elsewhere")
+    assert "mount or restore the registry" in site.call("2026-01-26", code=1)
+    assert not (site.storage / "registry").exists()
+
 
 @pytest.mark.timeout(120)
 def test_what_is_wrong_is_said_once_and_recorded(site: Site) -> None:
