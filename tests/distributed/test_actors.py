@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.actors import Call, Pool, map_over_actors
+from pipeline.actors import Call, Pool, StandingActors, map_over_actors
 from pipeline.cluster import node_resources, places
 from pipeline.errors import ClusterError, DataError, ModelError
 
@@ -99,6 +99,26 @@ def test_killed_actors_are_replaced_and_their_calls_done_again(tmp_path: Path) -
     assert mapped(tmp_path, calls, on_death=died.append) == list(range(10, 16))
     assert sorted(died) == ["number 1", "number 1", "number 4", "number 5"]
     assert len(list(tmp_path.glob("started-*"))) <= 2 + 4
+
+
+def test_standing_actors_stay_between_maps_and_are_replaced_when_they_die(tmp_path: Path) -> None:
+    died: list[str] = []
+    with StandingActors(Worker, (10, str(tmp_path)), TWO, "options") as actors:
+        assert actors.map([]) == []
+        assert actors.map([add(0)]) == [10]
+        assert len(alive_processes(tmp_path)) == 1, "no more than there are calls"
+        assert actors.map([add(number) for number in range(6)]) == list(range(10, 16))
+        processes = set(alive_processes(tmp_path))
+        assert len(processes) == 2
+        assert actors.map([add(number) for number in range(6)]) == list(range(10, 16))
+        assert set(alive_processes(tmp_path)) == processes
+        os.kill(next(iter(processes)), signal.SIGKILL)  # while it waits
+        assert actors.map([add(7), add(8, deaths=1), add(9)], died.append) == [17, 18, 19]
+    assert "number 8" in died
+    deadline = time.monotonic() + 10
+    while alive_processes(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive_processes(tmp_path)
 
 
 def test_the_call_of_a_dead_actor_comes_before_the_others(tmp_path: Path) -> None:
