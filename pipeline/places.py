@@ -144,7 +144,7 @@ class Place:
         Raises:
             FileNotFoundError: when it is absent.
         """
-        with self._explained("adopted"):
+        with self._explained("written to"):
             if isinstance(self._files, DiskFiles) and isinstance(source._files, DiskFiles):
                 return self._files.adopt(source._files, name, new_name)
             assert isinstance(self._files, ObjectFiles)

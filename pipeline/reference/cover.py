@@ -5,7 +5,9 @@ split it is do not matter to the reference. In this order the rows that are want
 
 1. files that lie in the cache already (none, unless its plan was lost);
 2. files of other caches (donors) all of whose rows are wanted in one split: taken as they are;
-3. the wanted rows of other files of donors: copied, with those of several files in one;
+3. the wanted rows of other files of donors: copied, with those of several files in one. So are files that are less
+   than half full, as soon as there is something to put with them: data that grow a little every day would else end in
+   a file a day;
 4. the model: in the order of the table, `rows_per_shard` to a file.
 
 Without donors that leaves fixed ranges of the table. Pure: nothing here reads or writes.
@@ -18,7 +20,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from pipeline.reference.plan import HEAD, Part, Piece, Plan, Ranges, Source, ranges
+from pipeline.reference.plan import HEAD, Part, Piece, Plan, Ranges, Source, numbers_in, ranges
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,12 @@ def make_plan(
         if (heads or not has_head) and not any(lacking.values()):
             break
     for split, rest in lacking.items():
-        parts += [
-            Part(next(free[split]), rows, sources)
-            for rows, sources in _packed(list(_copies(rest, partly)), rows_per_shard)
-        ]
+        copies = list(_copies(rest, partly))
+        small = [part for part in parts if part.piece.split == split and _is_small(part, rows_per_shard)]
+        if len(small) + len(copies) > 1:
+            parts = [part for part in parts if part not in small]
+            copies = [_as_copy(part) for part in small] + copies
+        parts += [Part(next(free[split]), rows, sources) for rows, sources in _packed(copies, rows_per_shard)]
         left = rest.numbers()
         parts += [
             Part(next(free[split]), ranges(left[start : start + rows_per_shard]))
@@ -152,6 +156,17 @@ def _copies(
         if taken:
             taken.sort()
             yield [row for row, _ in taken], Source(donor.cache, donor.file, ranges([number for _, number in taken]))
+
+
+def _is_small(part: Part, rows_per_shard: int) -> bool:
+    """Whether it is another cache's file, and less than half full."""
+    return part.is_whole_file and 2 * part.pairs < rows_per_shard
+
+
+def _as_copy(part: Part) -> tuple[list[int], Source]:
+    """A whole file as one of which all rows are copied."""
+    [source] = part.sources
+    return numbers_in(part.rows), Source(source.cache, source.file, ((0, part.pairs),))
 
 
 def _packed(

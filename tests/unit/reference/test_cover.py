@@ -56,6 +56,23 @@ def test_rows_that_are_left_of_several_files_are_copied_into_one() -> None:
     )
 
 
+def test_data_that_grow_a_little_every_day_do_not_end_in_a_file_a_day() -> None:
+    """Two more rows each day for a month, eight to a file: never more than two files that are not full enough."""
+    rows, per_file = 20, 8
+    donors = [DonorFile("0", f"f{n}", "train", tuple(map(str, range(n, min(n + 8, 20))))) for n in range(0, 20, 8)]
+    for day in range(1, 31):
+        rows += 2
+        wanted = [str(row) for row in range(rows)]
+        plan = make_plan({"train": wanted}, {}, donors, per_file, has_head=False)
+        assert sum(part.pairs for part in plan.parts if not part.sources) == 2
+        assert sum(2 * part.pairs < per_file for part in plan.parts) <= 2
+        assert len(plan.parts) <= 2 * rows / per_file + 2
+        donors = [
+            DonorFile(str(day), part.piece.stem, "train", tuple(wanted[row] for row in numbers_in(part.rows)))
+            for part in plan.parts
+        ]
+
+
 def test_a_row_that_has_moved_to_another_split_is_copied() -> None:
     donors = [DonorFile("old", "f0", "train", ("a", "b"))]
     plan = make_plan({"train": ["a"], "validation": ["b"]}, {}, donors, 4, has_head=False)

@@ -164,6 +164,24 @@ def test_nothing_damaged_is_taken_over(root: Place, make: Grow) -> None:
     assert grown.manifest["origin"] == {"computed": 7, "taken_over": {"old": 11}}
 
 
+def test_damage_after_a_file_was_taken_over(root: Place, make: Grow) -> None:
+    """On a disk it is the donor's damage too, and its rows are computed; an object store has another copy."""
+    make(root, "old", OLD)
+    grown = make(root, "new", MIXED)
+    [name] = [name for name in grown.place.names() if name.startswith("train-00001")]
+    whole = grown.place.read(name)
+    if root.is_local:
+        with (Path(grown.place.root) / name).open("r+b") as file:
+            file.seek(-5, 2)
+            file.write(b"damage"[:5])
+    else:
+        grown.place.write(name, whole[:-1])
+    assert list(ReferenceCache(grown.place).verify().damaged) == [name]
+    again = make(root, "new", MIXED)
+    assert again.computed == ({pair.row_id for pair in OLD[3:6]} if root.is_local else set())
+    assert again.place.read(name) == whole, "the same rows in the same order: the same bytes"
+
+
 def test_the_head_of_a_damaged_donor_is_computed(disk: Place, make: Grow) -> None:
     first = make(disk, "old", OLD)
     [head] = Path(first.place.root).glob("head-*")
