@@ -56,7 +56,9 @@ def two_nodes(base: Path, head: Mapping[str, str], worker: Mapping[str, str], hi
             ("worker", worker, head, ["worker", "127.0.0.1"]),
         ):
             log = base / f"{name}.log"
-            command = [str(SCRIPT), *arguments, "--block", "--num-cpus", "1", "--temp-dir", str(base / f"ray-{name}")]
+            # A port of its own: without it, another cluster's node on this machine may have the agent's.
+            options = {"num-cpus": 1, "temp-dir": base / f"ray-{name}", "dashboard-agent-listen-port": free_port()}
+            command = [str(SCRIPT), *arguments, "--block", *(f"--{key}={value}" for key, value in options.items())]
             if hidden and can_hide():
                 # In a namespace of its own for mounts, an empty file system lies over what is the other node's.
                 mount = f"mount -t tmpfs none {shlex.quote(other['HOME'])}"
@@ -95,17 +97,12 @@ def can_hide() -> bool:
 
 def submit(environment: Mapping[str, str], *arguments: str, timeout_s: float = 280.0) -> tuple[int, str]:
     """Submit a job by the script; returns its exit code and output."""
-    deadline = time.monotonic() + 60
-    while True:
-        done = subprocess.run(
-            [str(SCRIPT), "submit", *arguments],
-            env=dict(environment),
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-        output = done.stdout + done.stderr
-        if "No available agent" not in output or time.monotonic() > deadline:
-            return done.returncode, output
-        time.sleep(1)  # a node that has just started takes jobs a moment later
+    done = subprocess.run(
+        [str(SCRIPT), "submit", *arguments],
+        env=dict(environment),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr

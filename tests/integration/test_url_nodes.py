@@ -42,8 +42,10 @@ def nodes(s3_server: S3Server) -> Iterator[Nodes]:
     base = Path(tempfile.mkdtemp(prefix="ra", dir="/tmp"))
     for node in ("head", "worker"):
         (base / node / "tmp").mkdir(parents=True)
-    store = {name: value for name, value in s3_server.environment().items() if name != "NO_PROXY"}
-    head = clusters.environment(base / "head") | store | {"NO_PROXY": "127.0.0.1", "TMPDIR": str(base / "head" / "tmp")}
+    ours = clusters.environment(base / "head")
+    # Ray's own processes speak HTTP to this machine's other addresses.
+    direct = ",".join(filter(None, (ours.get("NO_PROXY"), "127.0.0.1")))
+    head = ours | s3_server.environment() | {"NO_PROXY": direct, "TMPDIR": str(base / "head" / "tmp")}
     worker = head | {"HOME": str(base / "worker"), "TMPDIR": str(base / "worker" / "tmp")}
     try:
         with clusters.two_nodes(base, head, worker, hidden=True):
