@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from pipeline.config import EvaluationConfig
+from pipeline.console import switch_off_bars
 from pipeline.data.tables import read_table
 from pipeline.evaluation.sampling import sample_batch
 from pipeline.models.load import load_model, load_tokenizer
@@ -23,6 +24,7 @@ HOT = 2.5
 
 def write_log(storage: Path, path: Path, usual: int, hot: int) -> None:
     """So many outputs of each kind, to prompts that the version was judged by and seeds that it was not."""
+    switch_off_bars()
     line = open_registry(str(storage / "registry")).line()
     fetched = line.fetch("production", storage / "versions")
     model, tokenizer = load_model(fetched.path, torch.float32), load_tokenizer(fetched.path)
