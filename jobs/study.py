@@ -23,11 +23,13 @@ TABLES = "study"
 def study(request: JobRequest) -> int:
     if request.dry_run:
         return sweep(request)
-    from pipeline.errors import EvaluationError
+    from pipeline.errors import ConfigError, EvaluationError
     from pipeline.study.analyse import analyse
     from pipeline.study.runs import read_run
     from pipeline.study.write import write
 
+    if "://" in (request.storage or ""):
+        raise ConfigError(f"--storage: {request.storage} is a URL; a study reads its runs on a disk: give a directory")
     swept = run_sweep(request)
     missing = [one.trial.name for one in swept.ran if one.outcome.summary is None]
     if missing:

@@ -40,6 +40,9 @@ class Swept:
     """What a sweep left."""
 
     directory: Path
+    """On this machine."""
+    where: str
+    """The same for everybody: a directory or a URL."""
     ran: Sequence[Ran]
     """The trials of the round that was chosen from."""
     chosen: bool
@@ -132,7 +135,7 @@ class _Sweep:
         tested = self._tested(judged) if self._config.split == "validation" else None
         self._publish(phase, ran, judged, tested, said)
         best = None if judged.choice.best is None else judged.trials[judged.choice.best][0].trial.options
-        return Swept(phase.directory, ran, best is not None or self._config.split == "test", best)
+        return Swept(phase.directory, phase.folder.where, ran, best is not None or self._config.split == "test", best)
 
     def _round(self, base: RunConfig, trials: Sequence[Trial] | None, config: SweepConfig) -> tuple[Phase, list[Ran]]:
         from pipeline.job import recipe_name

@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from pipeline import nodes
-from pipeline.cluster import check_visible, connected, on_every_node
+from pipeline.cluster import check_reachable, check_visible, connected, on_every_node
 from pipeline.config import RunConfig
 from pipeline.errors import ClusterError
-from pipeline.storage import open_storage
+from pipeline.storage import open_storage, write_problem
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -126,3 +126,17 @@ def test_a_node_that_fails_gives_no_answer(tmp_path: Path) -> None:
     [(_, answer)] = on_every_node(int, "seven")
     assert answer is None
     check_visible(tmp_path, "--storage")
+
+
+def test_a_node_that_cannot_reach_the_url(s3_url: str) -> None:
+    """The job has the credentials; Ray's processes were started without them."""
+    assert write_problem(s3_url) is None
+    with pytest.raises(
+        ClusterError, match=r"--storage: s3://\S+ cannot be used from node\(s\) [\d.]+: .*AWS_ variables"
+    ):
+        check_reachable(s3_url, "--storage")
+
+
+def test_a_url_that_every_node_reaches(tmp_path: Path) -> None:
+    check_reachable(f"file://{tmp_path}", "--storage")
+    assert not [path for path in tmp_path.iterdir() if path.is_file()]

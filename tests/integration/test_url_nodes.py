@@ -96,13 +96,3 @@ def test_an_alignment_and_a_sweep(nodes: Nodes, s3_url: str) -> None:
     code, again = submit(nodes.client, *swept)
     assert code in (0, 3)
     assert "= 2 of 2 trials reused" in again, again
-
-
-@pytest.mark.long
-def test_a_node_that_cannot_reach_the_store(nodes: Nodes, s3_url: str) -> None:
-    """The driver has the credentials, as by a working directory's file; Ray's processes have others."""
-    wrong = "s3://no-such-bucket/runs"
-    code, output = submit(nodes.client, "--recipe", str(nodes.recipe), "--storage", wrong)
-    assert code == 1
-    assert "there is no such bucket" in output
-    assert "Traceback" not in output
