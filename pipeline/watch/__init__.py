@@ -1,4 +1,4 @@
-"""Production watched: what a version says in production is held against its reference and against its own first outputs.
+"""Production watched: what a version says there is held against its reference and against its own first outputs.
 
 ::
 
