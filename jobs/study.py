@@ -34,7 +34,7 @@ def study(request: JobRequest) -> int:
     missing = [one.trial.name for one in swept.ran if one.outcome.summary is None]
     if missing:
         raise EvaluationError(f"{len(missing)} run(s) did not finish, {missing[0]} among them: run the command again")
-    directory = swept.directory / TABLES
+    directory = swept.folder.path / TABLES
     write(analyse([read_run(Path(str(one.outcome.summary))) for one in swept.ran]), directory)
     print(f"tables:  {directory}")
     return 0

@@ -22,9 +22,9 @@ def chosen_anew(request: JobRequest, run: RunConfig) -> tuple[RunConfig, str]:
     """
     swept = run_sweep(replace(request, run=run, pilot=run.realign.pilot))
     if swept.best is None:
-        return run, f"no setting of sweep.space keeps the limits ({swept.where}): the run's own stays"
+        return run, f"no setting of sweep.space keeps the limits ({swept.folder.where}): the run's own stays"
     chosen = checked_run(run, swept.best, run.train.seed)
     shown = ", ".join(f"{name} {value}" for name, value in swept.best.items())
-    said = f"chosen anew under sweep.tolerance: {shown} ({swept.where})"
+    said = f"chosen anew under sweep.tolerance: {shown} ({swept.folder.where})"
     risk = chosen.risk.model_copy(update={"reason": said})
     return run.model_copy(update={"loss": chosen.loss, "train": chosen.train, "risk": risk}), said

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import JobRequest
@@ -28,7 +27,7 @@ from pipeline.sweep_config import SweepConfig
 if TYPE_CHECKING:
     from pipeline.artifacts import Store
     from pipeline.console import Console
-    from pipeline.storage import Storage
+    from pipeline.storage import Folder, Storage
     from pipeline.sweep.judged import Judged, Ran
     from pipeline.sweep.phase import Phase
 
@@ -39,10 +38,7 @@ EXIT_NONE = 3
 class Swept:
     """What a sweep left."""
 
-    directory: Path
-    """On this machine."""
-    where: str
-    """The same for everybody: a directory or a URL."""
+    folder: Folder
     ran: Sequence[Ran]
     """The trials of the round that was chosen from."""
     chosen: bool
@@ -135,7 +131,7 @@ class _Sweep:
         tested = self._tested(judged) if self._config.split == "validation" else None
         self._publish(phase, ran, judged, tested, said)
         best = None if judged.choice.best is None else judged.trials[judged.choice.best][0].trial.options
-        return Swept(phase.directory, phase.folder.where, ran, best is not None or self._config.split == "test", best)
+        return Swept(phase.folder, ran, best is not None or self._config.split == "test", best)
 
     def _round(self, base: RunConfig, trials: Sequence[Trial] | None, config: SweepConfig) -> tuple[Phase, list[Ran]]:
         from pipeline.job import recipe_name

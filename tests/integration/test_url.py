@@ -65,6 +65,15 @@ def test_killed_after_a_checkpoint(
     assert len(Place(f"{s3_url}/logs").names()) == 1, "what a killed job said is on its node"
 
 
+def test_a_dry_run_writes_nothing(s3_url: str, tmp_path: Path) -> None:
+    """A model of one's own becomes a stage: other nodes do not have its directory."""
+    recipe = job.write_recipe(tmp_path)
+    code, output = job.run(["--recipe", str(recipe), "--storage", s3_url, "--dry-run"])
+    assert code == 0, output
+    assert f"{len(job.STAGES)} of {len(job.STAGES)} stages to do, storage {s3_url}" in output
+    assert Place(s3_url).sizes() == {}
+
+
 @pytest.mark.parametrize(
     ("root", "message"),
     [

@@ -16,6 +16,7 @@ from sweep_files import base_run, ended, finished, sweep_of
 from pipeline.cli import JobRequest
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, EvaluationError
+from pipeline.storage import Folder
 from pipeline.sweep.job import Swept, _Sweep, checked_plan
 from pipeline.sweep.judged import Judged, Ran
 from pipeline.sweep.space import Trial, check_pilot
@@ -57,7 +58,7 @@ class MadeSweep(_Sweep):
             figures = self.figures(trial)
             folder = self.storage / str(len(self.rounds))
             ran.append(ended(trial, "failed", "why") if figures is None else finished(folder, trial, **figures))
-        return SimpleNamespace(directory=self.storage, train_pairs=lambda store, share: 7), ran
+        return SimpleNamespace(folder=Folder(self.storage), train_pairs=lambda store, share: 7), ran
 
     def _publish(self, phase: Any, ran: Any, judged: Any, tested: Any, pilot: Any) -> None:
         self.published = ran, judged, tested, pilot

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sweep_files import base_run
 
 from pipeline.recipes import load_recipe, resolve
-from pipeline.storage import Folder
+from pipeline.storage import Folder, folder_at
 from pipeline.sweep.outcomes import Outcome, TrialFiles, last_error, settled
 
 
@@ -110,3 +110,24 @@ def test_the_last_error_of_a_log(tmp_path: Path) -> None:
     assert last_error(log) == f"it ended without a word; its output is {log}"
     log.write_text("Killed\n")
     assert last_error(log) == f"it ended without a word; its output is {log}"
+
+
+def test_an_outcome_reaches_another_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial's process may be on any node, and the next call of the sweep too."""
+    where = f"memory://{tmp_path.name}/sweeps/made"
+    monkeypatch.setenv("RA_DPO_SCRATCH", str(tmp_path / "driver"))
+    files, run = TrialFiles(folder_at(where), "made", 7), base_run(loss={"beta": 0.3})
+    files.prepare(run)
+    monkeypatch.setenv("RA_DPO_SCRATCH", str(tmp_path / "other"))
+    there = folder_at(files.where)
+    assert resolve(load_recipe(str(there.fetch("made.yaml"))), {}).loss.beta == 0.3
+    (there.path / "output.log").write_text("error: the loss is not finite\n")
+    there.send("output.log")
+    assert files.last_error() == "the loss is not finite"
+    files.put(Outcome("failed", files.last_error(), 1.0, None))
+    assert TrialFiles(folder_at(where), "made", 7).outcome() == Outcome("failed", "the loss is not finite", 1.0, None)
+    gone = TrialFiles(folder_at(where), "made", 8)
+    gone.folder.mkdir(parents=True)
+    gone.put(Outcome("finished", None, 1.0, f"{where}/gone.json"))
+    assert gone.outcome() is None, "its result is not there"
+    assert files.log == f"{where}/trials/0007/output.log"
