@@ -17,10 +17,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from types import FrameType
-
-from prometheus_client import start_http_server
 
 from pipeline.actors import Pool
 from pipeline.cluster import connected
@@ -28,17 +26,16 @@ from pipeline.console import Console, quiet_libraries
 from pipeline.errors import ArtifactError, ConfigError, DataError, RegistryError
 from pipeline.release.line import Line
 from pipeline.release.state import PRODUCTION, check_alias
-from pipeline.report.watch import render_watch
 from pipeline.storage import Storage, open_storage
 from pipeline.traffic import LogRow
 from pipeline.watch import logs
-from pipeline.watch.alerts import DIRECTORY, place_of, read_alerts
-from pipeline.watch.metrics import Metrics, Surroundings
+from pipeline.watch.alerts import DIRECTORY, place_of
+from pipeline.watch.metrics import Surroundings
+from pipeline.watch.publishing import PAGE, Publisher
 from pipeline.watch.rules import rules_for
 from pipeline.watch.scoring import Scored, Scorers
 from pipeline.watch.settings import ANY, ROLL_BACK_ON, Settings
 from pipeline.watch.subject import Subject, load_subject
-from pipeline.watch.summary import summarise
 from pipeline.watch.telling import Teller
 from pipeline.watch.watcher import Watcher
 from pipeline.watch.webhook import Webhook
@@ -93,7 +90,7 @@ class _Job:
         self._joined = False
         self._scorers = contextlib.ExitStack()
         self._hosted: tuple[str, Scorers] | None = None
-        self._metrics = Metrics()
+        self._publisher = Publisher(storage, self.place, self.target, self._alias, settings.language)
         self._unread = 0
         self._registry_failures = 0
         self._complaint = ""
@@ -112,7 +109,7 @@ class _Job:
             alerts = place_of(self._storage, self._line.name)
             self._teller = Teller(alerts, self._open_line, self._alias, settings.roll_back_to, say)
             if settings.metrics_port is not None:
-                self._serve_metrics(settings.metrics_port)
+                self._publisher.serve(settings.metrics_port, self._stack)
             self._watcher = Watcher(self.place, self.target, self._alias, settings, say)
             stack.enter_context(self._signals())
             self._look(self._line.number(self._alias or str(settings.version)))
@@ -129,7 +126,7 @@ class _Job:
             self._publish()
         state = self._watcher.state
         say(f"{state.outputs:,} outputs scored, {sum(one.count for one in state.skipped.values()):,} rows skipped")
-        say(f"page: {self.place.root}/report.html")
+        say(f"page: {self.place.root}/{PAGE}")
 
     # -- one turn ------------------------------------------------------------------------------------------
 
@@ -280,40 +277,14 @@ class _Job:
 
     def _commit(self) -> None:
         self._watcher.commit()
-        self._metrics.set(self._watcher.state, self._surroundings())
+        self._publisher.committed(self._watcher, self._surroundings())
 
     def _publish(self) -> None:
-        self.place.write("metrics.prom", self._metrics.text())
-        watcher = self._watcher
-        assert watcher.subject is not None
-        alerts = [
-            one
-            for one in read_alerts(self._storage, self._line.name)
-            if one.alias == self._alias and (one.alias is not None or one.version == watcher.subject.version)
-        ]
-        content = summarise(
-            watcher.state,
-            watcher.subject,
-            watcher.rules(),
-            watcher.baseline_values(),
-            self.target,
-            alerts,
-            datetime.now(UTC),
-        )
-        self.place.write("report.html", render_watch(content, self._settings.language).encode())
+        self._publisher.publish(self._watcher, self._line.name)
 
     def _surroundings(self) -> Surroundings:
         undelivered = 0 if self._webhook is None else self._webhook.undelivered
         return Surroundings(self._line.name, self.target, self._unread, self._registry_failures, undelivered)
-
-    def _serve_metrics(self, port: int) -> None:
-        try:
-            server, thread = start_http_server(port, registry=self._metrics.registry)
-        except (OSError, OverflowError) as error:
-            raise ConfigError(f"--metrics_port: {port} cannot be used: {error}; choose another one") from error
-        self._stack.callback(thread.join)
-        self._stack.callback(server.server_close)
-        self._stack.callback(server.shutdown)
 
     def _is_due(self, what: str, every_s: float) -> bool:
         now = time.monotonic()
