@@ -29,12 +29,14 @@ def find_room(run: RunConfig, storage: Storage) -> Room:
     """
     at = existing(storage.here)
     free = shutil.disk_usage(at).free
+    if run.reference.root is None and not storage.is_local:
+        return Room(str(storage.here), free, storage.at("references"), None, shared=False, scratch=True)
     if run.reference.root is None:
         return Room(str(storage.here), free, storage.at("references"), free, shared=True)
     place = Place(run.reference.root)
     if not place.is_local:
         place.names()  # one that cannot be reached is found now, not after fine-tuning
-        return Room(str(storage.here), free, place.root, None, shared=False)
+        return Room(str(storage.here), free, place.root, None, shared=False, scratch=not storage.is_local)
     root = existing(Path(place.root))
     problem = errno.ENOTDIR if not root.is_dir() else 0 if os.access(root, os.W_OK | os.X_OK) else errno.EACCES
     if problem:
@@ -43,7 +45,7 @@ def find_room(run: RunConfig, storage: Storage) -> Room:
             "set --reference.root to a directory you may write"
         )
     shared = root.stat().st_dev == at.stat().st_dev
-    return Room(str(storage.here), free, place.root, place.free_bytes(), shared)
+    return Room(str(storage.here), free, place.root, place.free_bytes(), shared, scratch=not storage.is_local)
 
 
 def checkpoints_there_bytes(storage: Storage, planned: Mapping[str, PlannedStage], to_do: Collection[str]) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.config import RunConfig
 from pipeline.plan import Cost, Work
+from pipeline.surroundings import SCRATCH
 from pipeline.tiers import KINDS, choosing, chosen_kind, is_upper_bound, loss_name, serves
 from pipeline.units import bytes_text
 
@@ -24,6 +25,8 @@ class Room:
     references_free: int | None
     shared: bool
     """Both are on one file system, so that what one takes the other lacks."""
+    scratch: bool = False
+    """The runs are kept at a URL, and ``storage`` is where this node keeps its copies."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,15 @@ def refusal(costs: Cost, run: RunConfig, room: Room) -> str | None:
 
 def _demands(costs: Cost, run: RunConfig, room: Room) -> list[_Demand]:
     models, checkpoints = costs.models_to_write_bytes, costs.checkpoints_to_write_bytes
-    reference, storage = costs.reference_to_write_least_bytes, f"storage {room.storage}"
+    reference, storage, own = costs.reference_to_write_least_bytes, f"storage {room.storage}", "--storage"
+    if room.scratch:  # the nodes that train are asked about their checkpoints when it comes to that
+        storage, own, checkpoints = f"the scratch directory {room.storage}", SCRATCH, 0
     if room.shared:
         option = "--storage" if run.reference.root is None else "--storage or --reference.root"
         places = [(storage, option, room.storage_free, models, checkpoints, reference)]
     else:
         places = [
-            (storage, "--storage", room.storage_free, models, checkpoints, 0),
+            (storage, own, room.storage_free, models, checkpoints, 0),
             (f"reference.root {room.references}", "--reference.root", room.references_free, 0, 0, reference),
         ]
     return [_Demand(where, option, free, *parts) for where, option, free, *parts in places if free is not None]

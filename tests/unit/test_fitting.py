@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,3 +131,19 @@ def test_a_killed_training_goes_on_beside_what_it_has_left(
     directory.rename(storage / "checkpoints" / "of-another-run")
     with pytest.raises(ArtifactError, match=r"checkpoints while training"):
         require_room(run, align.planned, store, open_storage(str(storage)), None, built_model)
+
+
+def test_a_url_is_judged_by_this_node_s_copies(
+    pairs_file: Path, built_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference caches and checkpoints take none of its disk."""
+    monkeypatch.setenv("RA_DPO_SCRATCH", str(tmp_path / "scratch"))
+    run, storage = kept_at(pairs_file, built_model, None), open_storage(f"memory://{tmp_path.name}")
+    room = find_room(run, storage)
+    assert (room.storage, room.references, room.references_free) == (str(storage.here), storage.at("references"), None)
+    assert room.storage_free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
+    planned = AlignmentRun("mine", run, storage).planned
+    assert "base" in planned, "other nodes do not have the model's directory"
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(ArtifactError, match=r"the scratch directory .* has .* free.*set RA_DPO_SCRATCH"):
+        require_room(run, planned, storage.store(create=False), storage, None, built_model)
