@@ -136,8 +136,10 @@ def test_a_drift_is_found_production_goes_back_and_people_are_told(site: Site, h
     line = site.line()
     assert line.alias("production").version == 0
     record = line.trail.read(line.alias("production").moved_by)
-    assert alert.id in record.why
-    assert record.number in {one.record for one in site.alerts()}
+    [first] = [one for one in site.alerts() if one.record is not None]
+    assert first.record == record.number
+    assert first.id in record.why
+    assert alert.action in ("rolled back", "moved already"), "the tail rule may have been faster"
     assert sorted(one["id"] for one in seen) == sorted(one.id for one in site.alerts())
     assert [row["id"] for row in site.compared()] == [f"r{number}" for number in range(1120)]
     assert {name: one["count"] for name, one in site.state()["skipped"].items()} == {
