@@ -57,7 +57,7 @@ EXIT_INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class JobRequest:
-    """What the command line asked for. ``storage`` is the directory of runs, None for the job's default."""
+    """What the command line asked for. ``storage`` is the directory or URL of runs, None for the job's default."""
 
     recipe: str
     storage: str | None
@@ -238,11 +238,11 @@ def _arguments_type(recipe: Recipe, sweep: bool, hidden: Collection[str], own: S
     Values stay text here: `pipeline.recipes.resolve` validates them together with the recipe's.
     """
     recipe_help = f"A recipe by name ({', '.join(recipe_names())}), or the path of a YAML file."
-    storage_help = "Directory for runs and their artefacts. On a cluster every node must see it."
+    storage_help = "Directory or URL for runs and their artefacts. On a cluster every node must reach it."
     fields: list[Any] = [
         *(argument.field for argument in own),
         ("recipe", Annotated[str, _help(recipe_help, "NAME|PATH", f"(default: {DEFAULT_RECIPE})")], DEFAULT_RECIPE),
-        ("storage", Annotated[str | None, _help(storage_help, "PATH", "(default: chosen by the job)")], None),
+        ("storage", Annotated[str | None, _help(storage_help, "PATH|URL", "(default: chosen by the job)")], None),
         ("dry_run", Annotated[bool, _help("Print the resolved run and what it would execute.", None, "")], False),
     ]
     if sweep:
