@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import job
+from year_data import swapped
 
 from pipeline.data.formats import content_id
 from pipeline.data.prepare import content_of
@@ -60,6 +61,11 @@ class History:
         key = self.line.versions.manifest(version).provenance["stages"]["data"]
         path = open_storage(str(self.storage)).store(create=False).open("data", key).path
         return {content_of(pair) for split in SPLITS for pair in read_table(path / f"{split}.parquet", PairRow)}
+
+
+def contents(rows: list[dict[str, str]]) -> set[str]:
+    """Ids of rows' contents."""
+    return {content_id(row["prompt"], row["chosen"], row["rejected"]) for row in rows}
 
 
 def check(storage: Path, happened: Happened) -> list[str]:
@@ -126,8 +132,12 @@ def _tokens(of: History) -> str | None:
 
 
 def _production(of: History) -> str | None:
-    """Every version that came into production did so by a decision whose limits all hold, and saw no swapped pair."""
-    bad = {content_id(*(row[name] for name in ("prompt", "chosen", "rejected"))) for row in of.happened.bad}
+    """Every version that came into production did so by a decision whose limits all hold, and none saw a swapped pair,
+    neither there nor elsewhere."""
+    bad = contents(of.happened.bad)
+    for version in range(1, of.line.state().versions):
+        if seen := bad & of.data_of(version):
+            return f"version {version} has seen {len(seen)} swapped pairs"
     for number, version in of.moves:
         gate = of.line.trail.read(number).details["gate"]
         if version == 0 and gate["outcome"] == "roll_back":
@@ -135,8 +145,6 @@ def _production(of: History) -> str | None:
         mine = [one for one in gate["conditions"] if one["of"] == "candidate"]
         if gate["outcome"] != "promote" or not mine or not all(one["holds"] for one in mine):
             return f"record {number} moved production to version {version} by {gate['outcome']}"
-        if seen := bad & of.data_of(version):
-            return f"version {version} has seen {len(seen)} swapped pairs"
     return None if len(of.moves) >= 2 and bad else f"{len(of.moves)} moves"
 
 
@@ -149,7 +157,10 @@ def _held(of: History) -> str | None:
         for one in of.entries
         if one.end and any("is gone from the data" in text for text in one.end.get("said", ()))
     ]
-    return None if len(gone) == 1 else f"{len(gone)} records say that it was repaired"
+    if len(gone) != 1:
+        return f"{len(gone)} records say that it was repaired"
+    missing = contents([swapped(row) for row in of.happened.bad]) - of.data_of(of.line.state().versions - 1)
+    return f"{len(missing)} repaired pairs are not in the newest version" if missing else None
 
 
 def _alert(of: History) -> str | None:
@@ -201,7 +212,7 @@ CHECKS: dict[str, Callable[[History], str | None]] = {
     "at least seven alignments trained, none of them twice": _alignments,
     "nothing was decided twice": _decided_once,
     "tokens rise, and every decision is that of a recorded call": _tokens,
-    "no bad version in production: all its limits held, and it saw no swapped pair": _production,
+    "no bad version in production: all its limits held, and no version saw a swapped pair": _production,
     "the swapped batch was held once, and used when it was repaired": _held,
     "the watch's alert was answered by the next call": _alert,
     "quiet weeks started no Ray": _quiet,
