@@ -161,22 +161,17 @@ def test_what_cannot_be_watched(site: Site, tmp_path: Path) -> None:
         ([str(tmp_path / "none")], 1, "none is not there; give a JSONL file"),
         ([str(site.logs), "--version", "7"], 1, "there is no version 7"),
         ([str(site.logs), "--alias", "canary"], 1, "there is no version or alias 'canary'"),
-        ([str(site.logs), "--alias", "No"], 1, "'No' is no name of an alias"),
         ([str(site.logs), "--roll_back_on", "rsk-up"], 2, "has no rule 'rsk-up'; it has"),
-        ([str(site.logs), "--follow", "--once"], 2, "exclude each other"),
     ):
         got, told = job.run([*arguments, "--storage", str(site.storage)], script="watch.py")
         assert (got, "Traceback" in told) == (code, False), told
         assert said in told
-    got, told = job.run([str(site.logs), "--storage", str(tmp_path / "other")], script="watch.py")
-    assert got == 1
-    assert "there is no registry" in told
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_killed_at_any_moment_it_scores_every_output_once(site: Site, tmp_path: Path) -> None:
-    count = 6000
+    count = 20_000
     (site.logs / "app.jsonl").write_text(rows(count))
     killed = 0
     for number in range(12):
@@ -185,7 +180,7 @@ def test_killed_at_any_moment_it_scores_every_output_once(site: Site, tmp_path: 
         try:
             while process.poll() is None and site.state()["outputs"] == before:
                 time.sleep(0.05)
-            time.sleep(RNG.uniform(0, 6))
+            time.sleep(RNG.uniform(0, 3))
             killed += process.poll() is None
         finally:
             if process.poll() is None:
