@@ -21,7 +21,8 @@ from conftest import FinishedRun
 
 ONE_WORKER = ("--cluster.num_workers", "1", "--cluster.max_actors", "1")
 DIVERGES = "{loss.method: [dpo], train.optim.lr: [1.0e+30], train.guard.max_skipped_steps: [0]}"
-TWO = "{loss.method: [dpo]}, {loss.method: [ra_dpo2], risk.level: [0.5]}"
+DPO = "{loss.method: [dpo]}"
+TWO = f"{DPO}, {{loss.method: [ra_dpo2], risk.level: [0.5]}}"
 
 
 def arguments(finished: FinishedRun, storage: Path, space: str, *more: str) -> list[str]:
@@ -78,7 +79,7 @@ def table(storage: Path, split: str) -> dict[str, Any]:
 @pytest.mark.timeout(500)
 def test_killed_and_run_again_with_a_trial_that_fails(finished_run: FinishedRun, tmp_path: Path) -> None:
     storage = tmp_path / "runs"
-    given = arguments(finished_run, storage, f"{TWO}, {DIVERGES}", "--sweep.split", "test")
+    given = arguments(finished_run, storage, f"{DPO}, {DIVERGES}", "--sweep.split", "test")
     kill(given, tmp_path / "killed.log", lambda: list(storage.glob("artifacts/align/*/metrics.jsonl")))
     assert not list(storage.glob("sweeps/*/sweep.json"))
     aligned = {path: path.stat().st_mtime_ns for path in storage.glob("artifacts/align/*/artifact.json")}
@@ -90,13 +91,13 @@ def test_killed_and_run_again_with_a_trial_that_fails(finished_run: FinishedRun,
     (path,) = storage.glob("sweeps/*/sweep.json")
     sweep = json.loads(path.read_text())
     states = {f"{one['options']['loss.method']}{len(one['options'])}": one for one in sweep["trials"]}
-    assert [states[name]["state"] for name in ("dpo1", "ra_dpo22", "dpo3")] == ["finished", "finished", "failed"]
+    assert [states[name]["state"] for name in ("dpo1", "dpo3")] == ["finished", "failed"]
     assert "not finite" in states["dpo3"]["reason"]
     assert sweep["shared"]["reference_passes"] == 1
     assert len(list(storage.glob("references/*"))) == len(list(finished_run.storage.glob("references/*")))
     assert all(path.stat().st_mtime_ns == when for path, when in aligned.items()), "a finished training ran again"
     assert (path.parent / "report.html").read_text().startswith("<!DOCTYPE html>")
-    assert len(sweep["settings"]) == 2
+    assert len(sweep["settings"]) == 1
 
 
 def test_more_at_once_than_there_is_room_for(finished_run: FinishedRun, tmp_path: Path) -> None:
