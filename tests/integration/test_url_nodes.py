@@ -54,13 +54,6 @@ def nodes(s3_server: S3Server) -> Iterator[Nodes]:
         shutil.rmtree(base, ignore_errors=True)
 
 
-def only(url: str, kind: str) -> dict[str, bytes]:
-    """The files that a job has published for people."""
-    place = Place(f"{url}/{kind}")
-    [name] = place.folders()
-    return {file: place.below(name).read(file) for file in place.below(name).names()}
-
-
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_an_alignment_and_a_sweep(nodes: Nodes, s3_url: str) -> None:
@@ -74,7 +67,9 @@ def test_an_alignment_and_a_sweep(nodes: Nodes, s3_url: str) -> None:
     assert {"base", "tokens", "sft"} <= nodes.scratch("worker"), "the other node has fetched what it was given to read"
     if clusters.can_hide():
         assert not (nodes.base / "worker" / ".cache" / "ra-dpo").samefile(nodes.base / "head" / ".cache" / "ra-dpo")
-    summary = json.loads(only(s3_url, "reports")["summary.json"])
+    reports = Place(f"{s3_url}/reports")
+    [published] = reports.folders()
+    summary = json.loads(reports.below(published).read("summary.json"))
     assert summary["training"]["first_train"]["loss"] == pytest.approx(0.6931472, abs=1e-5)
     assert f"report:  {s3_url}/reports/" in output
     assert not Place(f"{s3_url}/checkpoints").sizes(), "of a training whose result is committed none are kept"
@@ -89,10 +84,12 @@ def test_an_alignment_and_a_sweep(nodes: Nodes, s3_url: str) -> None:
     assert code in (0, 3), output
     assert "> sft" not in output
     assert output.count("✓") - output.count("✓ sample_reference") >= 2, output
-    assert set(only(s3_url, "sweeps")) == {"report.html", "sweep.json"}
-    trials = Place(f"{s3_url}/sweeps").folders()
-    logs = Place(f"{s3_url}/sweeps/{trials[0]}/trials/0000").read("output.log").decode()
-    assert "✓ align" in logs
+    [report] = [line.split()[1] for line in output.splitlines() if line.startswith("report:  ")]
+    sweep = Place(report.removesuffix("/report.html"))
+    assert sweep.root.startswith(f"{s3_url}/sweeps/")
+    assert sweep.names() == ["report.html", "sweep.json"]
+    for trial in ("0000", "0001"):
+        assert "✓ align" in sweep.below("trials", trial).read("output.log").decode()
     code, again = submit(nodes.client, *swept)
     assert code in (0, 3)
     assert "= 2 of 2 trials reused" in again, again
