@@ -22,6 +22,7 @@ from pipeline.data.tables import read_table, write_table
 from pipeline.records import PairTokens
 
 SCRIPT = Path(__file__).parent / "reference_pass.py"
+SETTINGS = {"RAY_AUTH_MODE": "token", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def prepare(
@@ -67,10 +68,55 @@ def start(options: dict[str, Any], folder: Path, **environment: str) -> subproce
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env=os.environ | {"RAY_AUTH_MODE": "token", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment,
+        env=os.environ | SETTINGS | environment,
     )
     process.log = path.with_suffix(".log")  # type: ignore[attr-defined]
     return process
+
+
+class Session:
+    """Passes in one process, whose Ray is started once. Leaving the block ends it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._log = folder / "session.log"
+        self._process: subprocess.Popen[str] | None = None
+        self._passes = 0
+
+    def __enter__(self) -> Session:
+        self._process = subprocess.Popen(
+            [sys.executable, str(SCRIPT)],
+            stdin=subprocess.PIPE,
+            stdout=self._log.open("w"),
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env=os.environ | SETTINGS,
+        )
+        return self
+
+    def run(self, options: dict[str, Any], timeout_s: float = 120.0) -> str:
+        """Run a pass to its end, which must be a good one; returns what was said meanwhile."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._passes += 1
+        path = self._folder / f"session-{self._passes}.json"
+        path.write_text(json.dumps(options))
+        said = len(self._log.read_text())
+        print(path, file=self._process.stdin, flush=True)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            output = self._log.read_text()[said:]
+            lines = output.splitlines()
+            if output.endswith("\n") and lines and lines[-1].startswith("done "):
+                return output
+            assert self._process.poll() is None, output[-4000:]
+            assert time.monotonic() < deadline, output[-4000:]
+            time.sleep(0.05)
+
+    def __exit__(self, *error: object) -> None:
+        assert self._process is not None
+        kill(self._process)
 
 
 def log_of(process: subprocess.Popen[str]) -> str:

@@ -1,15 +1,18 @@
-"""A reference pass in a process of its own, started by tests: ``reference_pass.py OPTIONS.json``.
+"""A reference pass in a process of its own, started by tests: ``reference_pass.py OPTIONS.json``; without an argument
+as many as there are paths of options on stdin, one a line.
 
-Prints what the stage says, and at the end ``rows COMPUTED TAKEN_OVER`` and
+Prints what the stage says, and at the end of a pass ``rows COMPUTED TAKEN_OVER`` and
 ``done COMPUTED_FILES SECONDS DRIVERS_PEAK_USS_BYTES ACTORS_PEAK_USS_BYTES PLACE``.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,42 +58,49 @@ class Memory(threading.Thread):
 
 
 def main() -> None:
-    options = json.loads(Path(sys.argv[1]).read_text())
+    paths = iter(sys.argv[1:]) if len(sys.argv) > 1 else (line.strip() for line in sys.stdin)
     from pipeline.cli import run_job
 
-    run_job(lambda: run_pass(options))
+    run_job(lambda: run_passes(json.loads(Path(path).read_text()) for path in paths))
 
 
-def run_pass(options: dict[str, Any]) -> int:
+def run_passes(passes: Iterator[dict[str, Any]]) -> int:
+    """Passes one after the other, in a Ray that is started once."""
     from pipeline.cluster import connected
-    from pipeline.places import Place
-    from pipeline.reference.stage import run_reference
     from pipeline.storage import open_storage
 
-    run = description(options)
+    first = next(passes)
+    with connected(description(first).cluster, open_storage(first["storage"])) as where:
+        say(where)
+        for options in itertools.chain([first], passes):
+            run_pass(options)
+    return 0
 
-    def say(text: str) -> None:
-        print(text, flush=True)
+
+def run_pass(options: dict[str, Any]) -> None:
+    from pipeline.places import Place
+    from pipeline.reference.stage import run_reference
 
     memory = Memory()
-    with connected(run.cluster, open_storage(options["storage"])) as where:
-        say(where)
-        memory.start()
-        began = time.monotonic()
-        result = run_reference(
-            run,
-            options["model"],
-            options["tokens"],
-            Place(options["root"]),
-            {"model": "tiny", "data": "random"},
-            lambda done, total, note: say(f"progress {done} {total}"),
-            say,
-        )
-        seconds = time.monotonic() - began
-        memory.stop()
+    memory.start()
+    began = time.monotonic()
+    result = run_reference(
+        description(options),
+        options["model"],
+        options["tokens"],
+        Place(options["root"]),
+        {"model": "tiny", "data": "random"},
+        lambda done, total, note: say(f"progress {done} {total}"),
+        say,
+    )
+    seconds = time.monotonic() - began
+    memory.stop()
     say(f"rows {result.computed_rows} {result.taken_rows}")
     say(f"done {result.computed} {seconds:.3f} {memory.driver} {memory.actor} {result.place}")
-    return 0
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
 
 
 if __name__ == "__main__":
