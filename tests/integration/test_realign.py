@@ -42,8 +42,8 @@ class Site:
     def arguments(self, now: str, *options: str) -> list[str]:
         return ["--recipe", str(self.recipe), "--storage", str(self.storage), "--now", now, *LENIENT, *options]
 
-    def call(self, now: str, *options: str, code: int = 0) -> str:
-        got, output = job.run(self.arguments(now, *options), script="realign.py")
+    def call(self, now: str, *options: str, code: int = 0, timeout_s: float = 280.0) -> str:
+        got, output = job.run(self.arguments(now, *options), timeout_s, "realign.py")
         assert got == code, output
         assert "Traceback" not in output
         return output
@@ -199,7 +199,7 @@ def test_the_setting_is_chosen_anew_before_a_realignment(site: Site) -> None:
     site.grow(70)
     space = "[{loss.method: [dpo, tdpo2]}]"
     options = ["--realign.pilot", "0.5", "--sweep.space", space, "--sweep.tolerance.allow_decayed", "true"]
-    output = site.call("2026-01-12", *options)
+    output = site.call("2026-01-12", *options, timeout_s=900)
     assert "pilot: everything on 50% of the training groups" in output
     assert "chosen anew under sweep.tolerance: loss.method" in output
     assert "re-aligned" in output
