@@ -139,13 +139,14 @@ class _Job:
         state.lost_bytes += look.lost_bytes
         if look.lost_bytes:
             self._console.line(f"note: {look.lost_bytes:,} bytes of a log that went away had not been read")
-        lines = self._read()
-        # After the lines were written, so that the outputs of a version that has just been promoted are known as its.
+        lines, after = self._read()
+        # After the lines were written, so that the outputs of a version that has just been promoted are known as its;
+        # a new version's baseline is committed here, and the lines are not taken yet.
         ready = self._follow_alias()
-        if lines and ready:
-            self._watcher.take(lines, self._score)
-        elif lines:
-            state.positions = look.positions  # they wait until the version can be loaded
+        if ready:  # else they wait until the version can be loaded
+            state.positions = after
+            if lines:
+                self._watcher.take(lines, self._score)
         if any(not one.told for one in state.pending) or (state.pending and self._is_due("retry", _RETRY_S)):
             self._commit()
             self._tell()
@@ -159,17 +160,18 @@ class _Job:
             self._console.line(f"{removed} part(s) of the comparison log were older than it is kept, and removed")
         return bool(lines) and ready
 
-    def _read(self) -> list[logs.Line]:
-        """Some lines of the first file that has any."""
-        state = self._watcher.state
-        for place, position in enumerate(state.positions):
-            if not self._source.has_more(position):
-                continue
-            lines, after = logs.read(position, _LINES)
-            if after != position:
-                state.positions = (*state.positions[:place], after, *state.positions[place + 1 :])
-                return lines
-        return []
+    def _read(self) -> tuple[list[logs.Line], tuple[logs.Position, ...]]:
+        """Some lines of the first file that has any, and the positions behind them."""
+        positions = list(self._watcher.state.positions)
+        for place in range(len(positions)):
+            while self._source.has_more(positions[place]):
+                before = positions[place]
+                lines, positions[place] = logs.read(before, _LINES)
+                if lines:
+                    return lines, tuple(positions)
+                if positions[place] == before:  # a line that is not whole yet
+                    break
+        return [], tuple(positions)
 
     def _score(self, rows: Sequence[LogRow]) -> list[Scored | str]:
         if not rows:
@@ -249,6 +251,7 @@ class _Job:
         source.check()
         epoch = self._watcher.state.epoch
         assert epoch is not None
+        self._watcher.state.gathered = {}  # what production's own log gave is no part of it
         for position in source.look(()).positions:
             lines: list[logs.Line] = []
             while epoch.thresholds is None:
@@ -280,6 +283,7 @@ class _Job:
         self._publisher.committed(self._watcher, self._surroundings())
 
     def _publish(self) -> None:
+        self._publisher.committed(self._watcher, self._surroundings())
         self._publisher.publish(self._watcher, self._line.name)
 
     def _surroundings(self) -> Surroundings:

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import Any
 
 from pipeline.places import Place
 from pipeline.traffic import LogRow, parse
@@ -61,6 +63,7 @@ class Watcher:
         self._detector: Detector | None = None
         self._baseline: Baseline | None = None
         self.subject: Subject | None = None
+        self._committed: dict[str, Any] = {}
 
     # -- what is watched -----------------------------------------------------------------------------------
 
@@ -71,9 +74,23 @@ class Watcher:
         if epoch is None or epoch.id != subject.id or asked not in (None, epoch.asked):
             self._begin(subject, asked)
             return True
+        self._say_what_waits(epoch)
         if epoch.thresholds is not None:
             self._arm(epoch, states.load_baseline(self._place, epoch))
         return False
+
+    def _say_what_waits(self, epoch: Epoch) -> None:
+        """Options whose values a baseline keeps, where others are given now."""
+        kept: dict[str, float] = {
+            "baseline_outputs": epoch.baseline_outputs,
+            "per_outputs": epoch.window,
+            "false_alarms": epoch.false_alarms,
+        }
+        if other := [f"--{name} {value:g}" for name, value in kept.items() if value != getattr(self._settings, name)]:
+            self._say(
+                f"note: baseline {epoch.number} was begun with {', '.join(other)}, and keeps it; other values hold "
+                "from the next baseline on (--rebaseline with a reason takes one)"
+            )
 
     def _begin(self, subject: Subject, asked: str | None) -> None:
         number = 1 if self.state.epoch is None else self.state.epoch.number + 1
@@ -141,10 +158,9 @@ class Watcher:
         forget(self.state.days)
 
     def take_baseline(self, lines: Sequence[Line], score: Score) -> None:
-        """Take the baseline from a log of its own, whose outputs are written nowhere else."""
+        """Add to the baseline from a log of its own, whose outputs are written nowhere else."""
         epoch = self.state.epoch
         assert epoch is not None
-        self.state.gathered = {}
         rows = [row for line in lines if (row := self._row(line)) is not None]
         for scored in score(rows):
             if epoch.thresholds is None and not isinstance(scored, str):
@@ -171,10 +187,13 @@ class Watcher:
         return None
 
     def _day(self, time: str | None) -> Day:
-        now = self._clock()
-        # A clock that is ahead, or a time of another century, must not push the real days out.
-        when = now if time is None or datetime.fromisoformat(time) > now else datetime.fromisoformat(time)
-        return self.state.days.setdefault(f"{when:%Y-%m-%d}", Day())
+        return self.state.days.setdefault(f"{self._when(time):%Y-%m-%d}", Day())
+
+    def _when(self, time: str | None) -> datetime:
+        """When a row was written. A clock that is ahead must not push the real days out, nor make the newest output
+        one of the future, behind which silence would not be seen."""
+        now = self._clock().replace(microsecond=0)
+        return now if time is None else min(now, datetime.fromisoformat(time))
 
     def _output(self, where: str, row: LogRow, scored: Scored, day: Day) -> None:
         state, epoch = self.state, self.state.epoch
@@ -183,7 +202,7 @@ class Watcher:
         state.outputs += 1
         state.cut += scored.cut
         state.anew += scored.anew
-        state.last_output = max(state.last_output or "", row.time or self._clock().isoformat(timespec="seconds"))
+        state.last_output = max(state.last_output or "", self._when(row.time).isoformat())
         if state.outputs % self._settings.every:
             use = "logged"
         elif epoch.thresholds is None:
@@ -260,14 +279,17 @@ class Watcher:
     # -- keeping -------------------------------------------------------------------------------------------
 
     def commit(self) -> None:
-        """Make what was done since the last commit count.
+        """Make what was done since the last commit count; nothing is written when nothing was done.
 
         Raises:
             ArtifactError: when it cannot be written, or another watch writes here.
         """
         today = self._clock().date()
         self.state.part, self.state.part_rows = self._log.write(today)
+        if (content := asdict(self.state)) == self._committed:
+            return
         states.save(self._place, self.state)
+        self._committed = content | {"commit": self.state.commit}
         self._log.turn(today)
 
     def forget(self) -> int:
