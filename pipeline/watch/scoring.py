@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class WatchActor:
 
     def _batch(self, rows: list[tuple[LogRow, _Ids]]) -> list[Scored | str]:
         try:
-            return list(self._scored(rows))
+            return [one if _is_finite(one) else f"{NOT_SCORED} (not a finite number)" for one in self._scored(rows)]
         except PipelineError as error:
             if len(rows) > 1:  # one of them is to blame, and the others are not
                 return [one for row in rows for one in self._batch([row])]
@@ -83,6 +84,11 @@ class WatchActor:
             tokens = [self._decode([token]) for token in ids.output]
             found.append(Scored(measures, tokens, risks.tolist(), ids.cut, ids.anew))
         return found
+
+
+def _is_finite(scored: Scored) -> bool:
+    """Neither a rank nor JSON can hold others."""
+    return all(map(math.isfinite, scored.measures.values()))
 
 
 @dataclass(frozen=True)

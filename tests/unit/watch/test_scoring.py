@@ -133,3 +133,19 @@ def test_what_cannot_be_scored_does_not_stop_the_others(actor: WatchActor, monke
     assert first.measures["risk"] == pytest.approx(plain.measures["risk"], rel=1e-5)
     assert second == "not scored by the models (EvaluationError)"
     assert third == NO_TOKENS
+
+
+def test_what_is_no_finite_number_is_not_scored(actor: WatchActor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an overflow: it could be neither ranked nor written down."""
+    score = actor._both.score
+
+    def overflows(prompts: Any, outputs: Any) -> Any:
+        found = score(prompts, outputs)
+        for risk in found[-1].risk.values():
+            risk[0] = float("inf")
+        return found
+
+    monkeypatch.setattr(actor._both, "score", overflows)
+    first, second = actor.score([LogRow(PROMPT, OUTPUT), LogRow(PROMPT, OUTPUT)])
+    assert isinstance(first, Scored)
+    assert second == "not scored by the models (not a finite number)"
