@@ -7,6 +7,7 @@ have asked.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import queue
@@ -78,16 +79,28 @@ class LogWriter:
         self._end()
 
     def _append(self, rows: list[LogRow]) -> None:
-        written = 0
+        written = whole = 0
         try:
             for row in rows:
-                data = dump(row)
-                if self._open().write(data) < len(data):
+                data, file = dump(row), self._open()
+                whole = file.tell()
+                if file.write(data) < len(data):
                     raise OSError(errno.ENOSPC, "a line was cut off")
                 written += 1
         except OSError:
-            self._end()  # the next line must not continue one that was cut off
+            self._cut(whole)
             self._dropped(len(rows) - written)
+
+    def _cut(self, whole: int) -> None:
+        """Take back a line that was cut off, which the next one must not continue. The file goes on: on a disk that
+        stays full each row would begin another one."""
+        if self._file is None:
+            return
+        try:
+            self._file.seek(whole)
+            self._file.truncate()
+        except OSError:
+            self._end()
 
     def _open(self) -> BinaryIO:
         """The file to write to, a new one where that is due."""
@@ -106,6 +119,7 @@ class LogWriter:
         return self._file
 
     def _end(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):  # a network's disk may say only now that it is full
+                file.close()

@@ -38,8 +38,9 @@ def test_a_full_disk_loses_rows_and_counts_them(small_disk: Callable[[str], Path
     whole = 0
     for path in directory.glob("*.jsonl"):
         for text in path.read_bytes().splitlines(keepends=True):
-            if text.endswith(b"\n"):
-                assert parse(text) in rows
-                whole += 1
+            assert text.endswith(b"\n"), "no line is cut off"
+            assert parse(text) in rows
+            whole += 1
     assert 0 < whole < 100
     assert sum(lost) == 100 - whole
+    assert len(list(directory.glob("*.jsonl"))) == 1, "a full disk is not filled with files"
