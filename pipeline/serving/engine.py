@@ -16,7 +16,7 @@ from pipeline.serving.decoding import Batch, Row
 
 
 class FullError(RuntimeError):
-    """As many rows wait as may."""
+    """As many rows wait as may, or none may any more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +48,18 @@ class Engine:
 
     Args:
         max_rows: of one batch.
+        max_batch_tokens: of all rows of a batch, each as long as its longest prompt and output: what keys and values
+            take memory for. A single row is decoded however long it is.
         max_batches: that take turns. What comes meanwhile waits, and is decoded together when one has ended.
         max_waiting: rows that may wait.
         batch_wait_s: how long an idle engine waits for company for the first row.
     """
 
-    def __init__(self, *, max_rows: int, max_batches: int, max_waiting: int, batch_wait_s: float) -> None:
+    def __init__(
+        self, *, max_rows: int, max_batch_tokens: int, max_batches: int, max_waiting: int, batch_wait_s: float
+    ) -> None:
         self._max_rows, self._max_batches, self._max_waiting = max_rows, max_batches, max_waiting
+        self._max_batch_tokens = max_batch_tokens
         self._batch_wait_s = batch_wait_s
         self._changed = threading.Condition()
         self._waiting: deque[tuple[Loaded, Row]] = deque()
@@ -67,9 +72,11 @@ class Engine:
         """Decode these rows of one version, as soon as it is their turn.
 
         Raises:
-            FullError: when they are too many beside those that wait; none of them is taken.
+            FullError: when they are too many beside those that wait, or the engine was closed; none of them is taken.
         """
         with self._changed:
+            if self._closed:
+                raise FullError("the service is shutting down")
             if len(self._waiting) + len(rows) > self._max_waiting:
                 raise FullError(f"{len(self._waiting)} outputs wait already, {self._max_waiting} may")
             self._waiting.extend((loaded, row) for row in rows)
@@ -118,13 +125,26 @@ class Engine:
         if taken:
             loaded = taken[0][0]
             rows = [row for _, row in taken]
-            self._batches.append(Batch(loaded.model, loaded.tokenizer, rows, loaded.device))
+            try:
+                self._batches.append(Batch(loaded.model, loaded.tokenizer, rows, loaded.device))
+            except Exception as error:  # as in a step: this thread has to live on
+                for row in rows:
+                    row.tell(error)
         return True
 
     def _take(self) -> list[tuple[Loaded, Row]]:
         """The oldest row that waits, and as many others of its version as go with it."""
         there = [one for one in self._waiting if not one[1].cancelled]
-        taken = [one for one in there if one[0] is there[0][0]][: self._max_rows]
+        taken = self._fitting([one for one in there if one[0] is there[0][0]][: self._max_rows])
         chosen = {id(one[1]) for one in taken}
         self._waiting = deque(one for one in there if id(one[1]) not in chosen)
         return taken
+
+    def _fitting(self, rows: Sequence[tuple[Loaded, Row]]) -> list[tuple[Loaded, Row]]:
+        """The first rows that go into one batch together, one at least."""
+        prompt = output = 0
+        for count, (_, row) in enumerate(rows):
+            prompt, output = max(prompt, len(row.prompt_ids)), max(output, row.settings.max_tokens)
+            if count and (count + 1) * (prompt + output) > self._max_batch_tokens:
+                return list(rows[:count])
+        return list(rows)

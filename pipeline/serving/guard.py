@@ -79,6 +79,7 @@ class Guard:
         )
         self._engine = Engine(
             max_rows=options.max_rows,
+            max_batch_tokens=options.max_batch_tokens,
             max_batches=options.max_batches,
             max_waiting=options.max_queued,
             batch_wait_s=options.batch_wait_s,
@@ -295,10 +296,14 @@ class Guard:
     async def _watch(self) -> None:
         """Load ahead what the registry says will be needed, also when nobody asks."""
         while True:
-            with contextlib.suppress(UnreachableError):
+            try:
                 state = await self._newest.get()
                 self._shelf.want(wanted(state, self._options))
                 self._meters.version.set(state.alias(self._options.alias).version)
+            except UnreachableError:
+                pass  # counted and logged
+            except Exception:  # this task has to live on
+                log.exception("the look at the registry failed")
             load, age = self._engine.load(), self._newest.age_s
             self._meters.waiting.set(load.waiting)
             self._meters.running.set(load.running)

@@ -7,7 +7,7 @@ import logging
 import os
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from pipeline.errors import ConfigError, PipelineError
@@ -45,7 +45,7 @@ def authorise(request: Request, token: bytes | None) -> None:
     if token is None:
         return
     scheme, _, shown = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(shown.strip().encode(), token):
+    if scheme.lower() != "bearer" or not hmac.compare_digest(shown.strip().encode("latin-1"), token):
         raise RefusedError(401, "a bearer token is asked for, and this is not it", "invalid_api_key")
 
 
@@ -68,6 +68,8 @@ def refusal_of(error: Exception) -> RefusedError:
     match error:
         case RefusedError():
             return error
+        case ClientDisconnect():  # nobody reads this; it is counted, and no fault of the service
+            return RefusedError(400, "the client left before it had sent its request", "client_left")
         case UnknownModelError():
             return RefusedError(404, str(error), "model_not_found", "model")
         case FullError():

@@ -54,6 +54,8 @@ class GuardOptions(Section):
     """Outputs that wait in a replica; what comes beyond them is sent away with 429."""
     max_rows: int = Field(32, ge=1)
     """Outputs that are decoded side by side in one batch."""
+    max_batch_tokens: int = Field(32_768, ge=1)
+    """Tokens of all outputs of a batch with their prompts: what bounds the memory that long ones take."""
     max_batches: int = Field(4, ge=1)
     """Batches that a replica decodes in turns, token by token."""
     batch_wait_s: float = Field(0.002, ge=0, le=1)

@@ -38,14 +38,15 @@ def encode(request: CompletionRequest | ChatRequest, loaded: Loaded, options: Gu
     Raises:
         RefusedError: 400, when one is too long, has ids that the model does not know, or there are too many.
     """
+    count = 1 if isinstance(request, ChatRequest) else len(request.prompt)
+    if count * request.n > options.max_choices:
+        asked = f"{count} prompts with n={request.n} are {count * request.n} outputs"
+        raise RefusedError(400, f"{asked}; a request may ask for {options.max_choices}", "too_many_outputs", "n")
     encoder = Encoder(_CONVENTIONS, loaded.tokenizer)
     if isinstance(request, ChatRequest):
         name, prompts = "messages", [_chat(request, loaded, encoder)]
     else:
         name, prompts = "prompt", [_prompt(one, loaded, encoder) for one in request.prompt]
-    if len(prompts) * request.n > options.max_choices:
-        asked = f"{len(prompts)} prompts with n={request.n} are {len(prompts) * request.n} outputs"
-        raise RefusedError(400, f"{asked}; a request may ask for {options.max_choices}", "too_many_outputs", "n")
     room = loaded.context_tokens - 1
     limit = room if options.max_prompt_tokens is None else min(options.max_prompt_tokens, room)
     longest = max(len(prompt.ids) for prompt in prompts)

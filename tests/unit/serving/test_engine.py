@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from pipeline.models.load import load_model, load_tokenizer
-from pipeline.serving.decoding import Piece, Row, Settings
+from pipeline.serving import engine as serving_engine
+from pipeline.serving.decoding import Batch, Piece, Row, Settings
 from pipeline.serving.engine import Engine, FullError, Loaded
 
 CPU = torch.device("cpu")
@@ -37,7 +39,8 @@ class Client:
 
 
 def engine(**options: Any) -> Engine:
-    return Engine(**{"max_rows": 2, "max_batches": 2, "max_waiting": 8, "batch_wait_s": 0.0, **options})
+    usual = {"max_rows": 2, "max_batch_tokens": 1000, "max_batches": 2, "max_waiting": 8, "batch_wait_s": 0.0}
+    return Engine(**{**usual, **options})
 
 
 def test_everybody_s_turn_comes(loaded: Loaded) -> None:
@@ -98,3 +101,37 @@ def test_who_has_left_is_not_taken(loaded: Loaded) -> None:
     assert sorted(client.wait(2)) == [0, 2]
     assert left.ids == []
     works.close()
+
+
+def test_long_rows_do_not_go_into_one_batch(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 1 + 30 tokens a row two fit into 62, and at 1 + 60 none beside another; alone each is decoded."""
+    sizes: list[int] = []
+
+    class Seen(Batch):
+        def __init__(self, model: Any, tokenizer: Any, rows: Sequence[Row], device: torch.device) -> None:
+            sizes.append(len(rows))
+            super().__init__(model, tokenizer, rows, device)
+
+    monkeypatch.setattr(serving_engine, "Batch", Seen)
+    client, works = Client(), engine(max_rows=4, max_batch_tokens=62, max_batches=1)
+    works.submit(loaded, [client.row(number) for number in range(4)] + [client.row(n, tokens=60) for n in (4, 5)])
+    assert sorted(client.wait(6)) == list(range(6))
+    assert sizes == [2, 2, 1, 1]
+    works.close()
+
+
+def test_a_batch_that_cannot_be_made_ends_nobody_else(loaded: Loaded) -> None:
+    client, works = Client(), engine(max_rows=1)
+    works.submit(replace(loaded, device="no device"), [client.row(0)])  # type: ignore[arg-type]
+    works.submit(loaded, [client.row(1)])
+    ends = client.wait(2)
+    assert isinstance(ends[0], Exception)
+    assert isinstance(ends[1], Piece), "the decoding thread lives on"
+    works.close()
+
+
+def test_after_the_end_nothing_is_taken(loaded: Loaded) -> None:
+    works = engine()
+    works.close()
+    with pytest.raises(FullError, match="shutting down"):
+        works.submit(loaded, [Client().row(0)])
