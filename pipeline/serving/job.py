@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -85,9 +86,8 @@ def _started(options: ServeOptions, stop: threading.Event) -> Iterator[None]:
             )
         serve.start(proxy_location="HeadOnly", http_options={"host": options.host, "port": options.port})
         try:
-            guard = GuardOptions(**{name: getattr(options, name) for name in GuardOptions.model_fields})
             try:
-                serve.run(build(guard), name=NAME, logging_config={"enable_access_log": False})
+                serve.run(build(for_replicas(options)), name=NAME, logging_config={"enable_access_log": False})
             except RuntimeError as error:
                 raise ClusterError(f"the guard did not start: {_why(NAME, error)}") from error
             yield
@@ -95,6 +95,17 @@ def _started(options: ServeOptions, stop: threading.Event) -> Iterator[None]:
         finally:
             if told.startswith("joined"):  # a Ray of our own ends with this process
                 serve.shutdown()
+
+
+def for_replicas(options: ServeOptions) -> GuardOptions:
+    """The guard's own options. Paths are made absolute: on a Ray that runs already, a replica has the working directory
+    in which that was started."""
+    found = {name: getattr(options, name) for name in GuardOptions.model_fields}
+    found["storage"] = open_storage(options.storage).root
+    for name in ("registry_root", "log"):
+        if found[name] is not None and "://" not in found[name]:
+            found[name] = str(Path(found[name]).expanduser().absolute())
+    return GuardOptions(**found)
 
 
 def _why(name: str, error: Exception) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import pytest
 import tyro
 from pydantic import ValidationError
 
-from pipeline.serving.job import ServeOptions
+from pipeline.serving.job import ServeOptions, for_replicas
 from pipeline.serving.options import GuardOptions
 
 
@@ -37,6 +38,14 @@ def test_the_command_line_says_the_same_as_a_configuration() -> None:
     assert {name: getattr(options, name) for name in GuardOptions.model_fields} == same.model_dump()
     assert (options.host, options.port) == ("127.0.0.1", 80)
     assert (options.canary_alias, options.canary_share) == ("candidate", 0.1)
+
+
+def test_replicas_are_told_where_things_are_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = for_replicas(ServeOptions(storage="runs", registry_root="registry", log="log", log_share=0.1, port=80))
+    assert (told.storage, told.registry_root) == (str(tmp_path / "runs"), str(tmp_path / "registry"))
+    assert (told.log, told.log_share) == (str(tmp_path / "log"), 0.1)
+    assert for_replicas(ServeOptions(registry_root="s3://bucket/registry")).registry_root == "s3://bucket/registry"
 
 
 @pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")  # of Serve's own configuration
