@@ -1,8 +1,9 @@
 """Start a RayJob from the suspended one that is its template, and wait for its end: what the CronJob's pod runs.
 
-The RayJob gets the name of the pod's Job, which Kubernetes made of the slot: a pod that is started again finds the
-RayJob of its slot and waits on. It belongs to that Job and is removed together with it. Exit code 0 when it succeeded,
-3 when it failed; anything else means that Kubernetes could not be asked, which may be tried again.
+The RayJob is named after the pod's Job, whose name Kubernetes made of the slot: a pod that is started again finds the
+RayJob of its slot and waits on. It does not have that very name: KubeRay submits a RayJob by a Job of that name, and
+would take the pod's own Job for that one. It belongs to the pod's Job and is removed together with it. Exit code 0
+when it succeeded, 3 when it failed; anything else means that Kubernetes could not be asked, which may be tried again.
 
 Needs the rights to get and to create RayJobs in its own namespace, and nothing but Python.
 """
@@ -27,6 +28,7 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 REQUEST_S = 30.0
 POLL_S = 20.0
 RAYJOB_FAILED = 3
+SUFFIX = "-run"
 
 
 class Kubernetes:
@@ -64,13 +66,14 @@ class Kubernetes:
             return found
 
 
-def rayjob_from(template: Mapping[str, Any], name: str, owner_uid: str) -> dict[str, Any]:
-    """The RayJob to create: the template's specification, not suspended, owned by the Job of the same name."""
-    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": owner_uid}
+def rayjob_from(template: Mapping[str, Any], job: str, job_uid: str) -> dict[str, Any]:
+    """The RayJob to create for a Job: the template's specification, not suspended, owned by the Job."""
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job, "uid": job_uid}
+    labels = template["metadata"].get("labels", {})
     return {
         "apiVersion": template["apiVersion"],
         "kind": template["kind"],
-        "metadata": {"name": name, "labels": template["metadata"].get("labels", {}), "ownerReferences": [owner]},
+        "metadata": {"name": job + SUFFIX, "labels": labels, "ownerReferences": [owner]},
         "spec": {**template["spec"], "suspend": False},
     }
 
@@ -83,9 +86,10 @@ def outcome(rayjob: Mapping[str, Any]) -> bool | None:
     return status["jobDeploymentStatus"] == "Complete" and status.get("jobStatus") == "SUCCEEDED"
 
 
-def run(kubernetes: Kubernetes, template: str, name: str, owner_uid: str, poll_s: float) -> int:
-    """Start the RayJob unless it is there, wait for its end, and say how it ended."""
-    made = kubernetes.create(rayjob_from(kubernetes.get(template), name, owner_uid))
+def run(kubernetes: Kubernetes, template: str, job: str, job_uid: str, poll_s: float) -> int:
+    """Start the RayJob of a Job unless it is there, wait for its end, and say how it ended."""
+    rayjob = rayjob_from(kubernetes.get(template), job, job_uid)
+    name, made = rayjob["metadata"]["name"], kubernetes.create(rayjob)
     print(f"RayJob {name}: {'started' if made else 'is there already'}", flush=True)
     while (succeeded := outcome(rayjob := kubernetes.get(name))) is None:
         time.sleep(poll_s)

@@ -87,24 +87,25 @@ def test_a_copy_is_started_and_waited_for(api: Api, kubernetes: Any, capsys: pyt
     api.course = [{}, {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}, SUCCEEDED]
     assert start(kubernetes) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "RayJob ra-dpo-realign-29812340: started",
-        "RayJob ra-dpo-realign-29812340: Complete, SUCCEEDED",
+        "RayJob ra-dpo-realign-29812340-run: started",
+        "RayJob ra-dpo-realign-29812340-run: Complete, SUCCEEDED",
     ]
-    made = api.rayjobs["ra-dpo-realign-29812340"]
+    made = api.rayjobs["ra-dpo-realign-29812340-run"]
     assert made["spec"] == {**TEMPLATE["spec"], "suspend": False}
     assert made["metadata"]["ownerReferences"] == [
         {"apiVersion": "batch/v1", "kind": "Job", "name": "ra-dpo-realign-29812340", "uid": "uid-of-the-job"}
     ]
     assert TEMPLATE["spec"]["suspend"] is True, "the template stays as it is"
+    assert "ra-dpo-realign-29812340" not in api.rayjobs, "KubeRay's submitter, a Job, gets the RayJob's name"
     assert api.tokens == {"Bearer first"}
 
 
 def test_a_second_pod_of_the_same_slot_waits_for_the_first_ones(api: Api, kubernetes: Any) -> None:
     api.course = [SUCCEEDED]
     assert start(kubernetes) == 0
-    first = api.rayjobs["ra-dpo-realign-29812340"]
+    first = api.rayjobs["ra-dpo-realign-29812340-run"]
     assert start(kubernetes) == 0
-    assert api.rayjobs["ra-dpo-realign-29812340"] is first
+    assert api.rayjobs["ra-dpo-realign-29812340-run"] is first
     assert len(api.rayjobs) == 2
 
 
