@@ -73,7 +73,8 @@ def remote_path(where: str) -> RemotePath:
 
 
 def parse_manifest(data: bytes, location: str) -> Mapping[str, Any]:
-    """What the bytes of a manifest say.
+    """What the bytes of a manifest say. Its names must not lead out of the artefact: nodes write files by them, and a
+    storage may be written by others.
 
     Raises:
         ArtifactError: when they are not those of a manifest.
@@ -81,13 +82,26 @@ def parse_manifest(data: bytes, location: str) -> Mapping[str, Any]:
     try:
         manifest = unseal(data)
         manifest["seconds"], manifest["info"]
-        for expected in manifest["files"].values():
+        for name, expected in manifest["files"].items():
             expected["bytes"], expected["sha256"]
+            require_inside(name)
+        if "directory" in manifest:
+            require_inside(manifest["directory"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"artefact {location} is damaged: {MANIFEST} cannot be read; remove the directory"
         ) from error
     return manifest
+
+
+def require_inside(name: str) -> None:
+    """Refuse the path of a file that leads out of the directory it starts from.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(f"{name!r} leads out of its directory")
 
 
 def described(directory: Path) -> dict[str, dict[str, Any]]:

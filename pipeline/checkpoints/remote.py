@@ -217,7 +217,19 @@ class RemoteRun(RunDirectory):
 
 
 def _stored(manifest: Mapping[str, Any]) -> list[StoredFile]:
-    return [StoredFile(**one) for one in (*manifest["files"], manifest["metrics"])]
+    """The files that a manifest names.
+
+    Raises:
+        ArtifactError: when a name is no file's: nodes write by these names, and a storage may be written by others.
+    """
+    found = [StoredFile(**one) for one in (*manifest["files"], manifest["metrics"])]
+    for one in found:
+        if "/" in one.name or "\\" in one.name or one.name in ("", ".", ".."):
+            raise ArtifactError(
+                f"the manifest of checkpoint {step_name(manifest['step'])} names {one.name!r}, which is no file of a "
+                "checkpoint: somebody else has written it; remove the run's checkpoints"
+            )
+    return found
 
 
 def _object(step: int, file: StoredFile) -> str:

@@ -216,7 +216,9 @@ class ReferenceCache:
 
     def fetched(self, name: str, scratch: Path) -> Place | None:
         """A file in a place of its own that nobody removes, whole; None when it is gone or damaged."""
-        here = Place(str(scratch))
+        here, match = Place(str(scratch)), FILE_NAME.fullmatch(name)
+        if match is None:  # a plan may have been written by others, and the file is written by this name
+            return None
         try:
             if self.place.is_local:
                 here.adopt(self.place, name, name)
@@ -225,8 +227,7 @@ class ReferenceCache:
                     file.writelines(self.place.chunks(name))
         except FileNotFoundError:
             return None
-        match, digest = FILE_NAME.fullmatch(name), digest_file(scratch / name)
-        return here if match is not None and digest.startswith(match["digest"]) else None
+        return here if digest_file(scratch / name).startswith(match["digest"]) else None
 
     def finish(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Write the manifest; the cache is there from now on."""

@@ -19,6 +19,7 @@ from pipeline.checkpoints.directory import Checkpoint, RunDirectory
 from pipeline.checkpoints.layout import METRICS, StoredFile
 from pipeline.checkpoints.reader import CheckpointReader
 from pipeline.checkpoints.remote import RemoteRun, open_run
+from pipeline.digests import seal, unseal
 from pipeline.errors import ArtifactError, ClusterError
 from pipeline.places import Place
 
@@ -60,6 +61,19 @@ def silent(text: str) -> None:
 def object_of(url: str, step: int, name: str) -> tuple[Place, str]:
     files = Place(f"{url}/files")
     return files, next(one for one in files.names() if one.startswith(f"step-{step:08d}-") and one.endswith(name))
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/outside", ".."])
+def test_names_that_lead_out_are_refused(url: str, name: str, tmp_path: Path) -> None:
+    """Whoever may write the storage can seal a manifest of his own; no node writes files of his choice."""
+    directory, place = run(url, [3]), Place(url)
+    manifest = unseal(place.read("step-00000003.json"))
+    manifest["files"][0]["name"] = name
+    place.write("step-00000003.json", seal(manifest))
+    for look in (directory.verify, directory.fetch):
+        with pytest.raises(ArtifactError, match="which is no file of a checkpoint"):
+            look(3)
+    assert not list(tmp_path.rglob("outside"))
 
 
 def test_a_url_or_a_directory(url: str, tmp_path: Path) -> None:

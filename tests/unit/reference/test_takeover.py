@@ -164,6 +164,14 @@ def test_nothing_damaged_is_taken_over(root: Place, make: Grow) -> None:
     assert grown.manifest["origin"] == {"computed": 7, "taken_over": {"old": 11}}
 
 
+def test_a_plan_whose_names_lead_out_fetches_nothing(root: Place, tmp_path: Path) -> None:
+    """A plan may have been written by others: what it names is no path."""
+    root.write("outside", b"x")
+    (tmp_path / "scratch").mkdir()
+    assert ReferenceCache(root).fetched("../outside", tmp_path / "scratch") is None
+    assert not (tmp_path / "outside").exists()
+
+
 def test_damage_after_a_file_was_taken_over(root: Place, make: Grow) -> None:
     """On a disk it is the donor's damage too, and its rows are computed; an object store has another copy."""
     make(root, "old", OLD)
