@@ -13,6 +13,7 @@ import pytest
 from pipeline import copies
 from pipeline.artifacts import Store
 from pipeline.copies import node_copy, remote_path, send
+from pipeline.digests import seal, unseal
 from pipeline.errors import ArtifactError
 from pipeline.places import Place
 from pipeline.storage import local_copy, open_storage
@@ -175,6 +176,34 @@ def test_a_commit_removes_what_killed_writers_left(url: str) -> None:
     with Store(url).stage("align", KEY, {}) as staging:
         (staging.path / "weights").write_text("w")
     assert all(not name.startswith("files-dead") for name in place.sizes())
+
+
+@pytest.mark.parametrize("name", ["../../../../outside", "/outside", "model/../../../outside", "..\\outside"])
+def test_a_manifest_whose_names_lead_out_is_refused(where: str, tmp_path: Path, name: str) -> None:
+    """Whoever may write the storage can seal a manifest of his own; no node writes files of his choice."""
+    place = Place(where)
+    manifest = unseal(place.read("manifest.json"))
+    [(_, weights)] = [item for item in manifest["files"].items() if item[0] == "model/weights"]
+    place.write("manifest.json", seal({**manifest, "files": {name: weights}}))
+    with pytest.raises(ArtifactError, match=r"manifest\.json cannot be read"):
+        local_copy(where)
+    with pytest.raises(ArtifactError, match=r"manifest\.json cannot be read"):
+        Store(where.partition("/artifacts/")[0], create=False).open("align", KEY)
+    assert not list(tmp_path.rglob("outside"))
+
+
+def test_a_commit_whose_answer_was_lost_is_a_commit(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client asks again and hears that the object is there: it is its own, and its files stay."""
+    create = Place.create
+
+    def twice(self: Place, name: str, data: bytes) -> bool:
+        create(self, name, data)
+        return create(self, name, data)
+
+    monkeypatch.setattr(Place, "create", twice)
+    with Store(url).stage("align", KEY, {}) as staging:
+        (staging.path / "weights").write_text("w")
+    assert (node_copy(Store(url).open("align", KEY).where, full=True) / "weights").read_text() == "w"
 
 
 def test_copies_that_nobody_asks_for_go(where: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
