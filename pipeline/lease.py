@@ -112,6 +112,7 @@ class Lease:
         documents: where the generations lie, and nothing else.
         stale_s: after how many seconds without a beat an owner counts as dead; the same for all who use the place.
             It beats six times in this time, and who waits looks thirty times.
+        least: no smaller number is taken, where a store has seen numbers of a place that is gone.
         clock: seconds that never go back.
         sleep: waits so many seconds.
     """
@@ -121,11 +122,12 @@ class Lease:
         documents: Documents,
         *,
         stale_s: float = STALE_S,
+        least: int = 1,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self._documents = documents
-        self._stale_s, self._clock, self._sleep = stale_s, clock, sleep
+        self._stale_s, self._least, self._clock, self._sleep = stale_s, least, clock, sleep
         self._owner = uuid.uuid4().hex
         self._watched: Watched | None = None
         self._mine: Generation | None = None
@@ -175,7 +177,8 @@ class Lease:
                 return True
             # Whoever created it is looked for again in either case: a repeated request may be told that its object is
             # there already, and older generations are swept, so that a number may be free a second time.
-            self._documents.create(_name(verdict.number), _text(Generation(verdict.number, self._owner)))
+            number = max(verdict.number, self._least)
+            self._documents.create(_name(number), _text(Generation(number, self._owner)))
 
     def release(self) -> None:
         """Let the next one take it. A place that cannot be reached is left as it is: the lease goes stale."""

@@ -104,9 +104,14 @@ class Acts:
         self.done.audit.append(record.number)
         self.done.artifacts |= {name: item.key for name, item in run.planned.items()}
         back = any(move.alias == self._request.run.registry.alias for move in record.event.moves)
-        self.done.did.append("rolled back to the reference" if back else "evaluated")
+        self.done.did.append("rolled back to the reference" if back and not there else "evaluated")
         again = ", as before: nothing that it depends on has changed" if there else ""
         self.say(f"{record.why} (audit record {record.number}{again})")
+        if back and there:
+            self.say(
+                f"version {found.facts.production} was put into production again since by audit record "
+                f"{self.line().alias(self._request.run.registry.alias).moved_by}, and stays"
+            )
 
     def realign(self, found: Found, memory: Memory, reasons: Sequence[str]) -> None:
         """A policy from the line's reference, on all pairs that are not held."""
@@ -148,6 +153,7 @@ class Acts:
         return run.model_copy(update={"registry": registry, "data": data})
 
     def _require_lease(self) -> None:
+        self._lease.beat()  # a process that slept learns it at once
         if self._lease.lost:
             raise ConflictError(
                 f"the lease of line {self._name} was taken over by another call, while this one did not move: "

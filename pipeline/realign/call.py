@@ -13,12 +13,12 @@ from pipeline.cli import JobRequest
 from pipeline.console import Console, duration
 from pipeline.data.checks import DropLog
 from pipeline.data.prepare import content_of, usable_pairs
-from pipeline.errors import ConflictError, PipelineError
+from pipeline.errors import ConfigError, ConflictError, PipelineError
 from pipeline.job import recipe_name
 from pipeline.lease import Lease
 from pipeline.realign.acts import Acts, Done
-from pipeline.realign.job import DIRECTORY, FoundLine, find_line
-from pipeline.realign.look import Found, look
+from pipeline.realign.job import DIRECTORY, FoundLine, find_line, model_of
+from pipeline.realign.look import Found, look, made_from
 from pipeline.realign.policy import Decision, decide, wants_measure
 from pipeline.realign.records import FAILED, INTERRUPTED, Entry, Held, Memory, Records
 from pipeline.realign.rows import EMPTY, RowSets
@@ -38,12 +38,14 @@ class Call:
         self._now, self._found = now, found
         place = storage.place(DIRECTORY, found.name)
         self._records, self._sets = Records(place.below("records")), RowSets(place.below("rows"))
-        self._lease = Lease(place.below("lease"))
+        # Above all tokens that the registry has seen: those of another storage, or of one that was lost, too.
+        self._lease = Lease(place.below("lease"), least=1 if found.line is None else found.line.state().fence + 1)
         self._began = time.monotonic()
 
     def run(self) -> int:
         """Take the lease and do what is to be done; returns the exit code."""
         if not self._lease.acquire_unless_alive():
+            self._require_nothing_accepted()
             number = self._records.begin("skipped", self._about())
             self._console.line(f"record {number}: skipped, another call is at it (line {self._found.name})")
             return 0
@@ -57,6 +59,14 @@ class Call:
         finally:
             self._lease.release()
         return 0
+
+    def _require_nothing_accepted(self) -> None:
+        """What a person says must not be lost in a call that does nothing."""
+        if (accept := self._request.arguments["accept"]) is not None:
+            raise ConflictError(
+                f"another call is at it (line {self._found.name}), so that --accept {accept} was not done: run the "
+                "same command again when that one has ended"
+            )
 
     def _about(self) -> dict[str, Any]:
         run = self._request.run
@@ -124,6 +134,10 @@ class Call:
     # -- the first alignment -------------------------------------------------------------------------------
 
     def _first(self, acts: Acts) -> Memory:
+        if self._request.arguments["accept"] is not None:
+            raise ConfigError(
+                f"--accept: line {self._found.name} has no alignment yet, and holds no batch: leave it out"
+            )
         acts.say(f"line {self._found.name} has no alignment yet: the first one is made")
         rows = frozenset(map(content_of, usable_pairs(self._request.run.data, DropLog(self._request.run.data))[0]))
         acts.align(self._request.run, "first alignment")
@@ -142,16 +156,21 @@ class Call:
 
     def _again(self, acts: Acts, unfinished: set[int]) -> Memory:
         run, line, done = self._request.run, acts.line(), acts.done
+        if run.registry.line is None and (began := model_of(line)) not in (None, run.model.path):
+            self._console.line(
+                f"note: line {line.name} goes on with its own reference, made from {began}, and not with model.path "
+                f"{run.model.path}. Another reference begins another line: give the recipe another name"
+            )
         memory = self._records.memory()
         accept = self._request.arguments["accept"]
         found = look(run, self._storage, line, memory, self._sets, self._now, accept=accept, unfinished=unfinished)
-        if wants_measure(found.facts, run.realign):
+        if measures := wants_measure(found.facts, run.realign):
             found = acts.measure(found)
         decision = decide(found.facts, run.realign)
         done.facts, done.decision = asdict(found.facts), asdict(decision)
         for sentence in (*found.said, *decision.notes):
             acts.say(sentence)
-        memory = self._hold(found, decision, done)
+        memory = self._hold(found, decision, done, measured=measures)
         if decision.evaluate:
             acts.evaluate(found, memory, decision.evaluate)
         if decision.realign:
@@ -163,8 +182,9 @@ class Call:
             )
         return self._remembered(memory, found, decision, acts.line())
 
-    def _hold(self, found: Found, decision: Decision, done: Done) -> Memory:
-        """The memory with each batch held, cleared when production was measured on it, or waiting for that."""
+    def _hold(self, found: Found, decision: Decision, done: Done, *, measured: bool) -> Memory:
+        """The memory with each batch held, cleared when production was measured on it (as far as it can be: pairs that
+        are too long are no matter, since none is trained on), or waiting for that."""
         held, waiting = list(found.memory.held), []
         cleared = self._sets.read(found.memory.cleared)
         since = self._now.isoformat(timespec="seconds")
@@ -173,7 +193,7 @@ class Call:
                 held.append(Held(batch.digest, batch.pairs, since, decision.hold[batch.digest]))
                 done.did.append(f"held {batch.pairs:,} pairs")
                 done.said.insert(0, decision.hold[batch.digest])
-            elif batch.measured is None:
+            elif not measured:
                 waiting.append(batch.digest)
             else:
                 cleared |= rows
@@ -189,9 +209,14 @@ class Call:
             held = frozenset[str]().union(*(self._sets.read(one.digest) for one in memory.held))
             known = self._sets.keep(found.pairs.keys() - held)
             memory = replace(memory, known=known, cleared=EMPTY, waiting=(), aligned_at=at)
-        elif memory.known == EMPTY:
-            # What another job had trained on is known from now on by its contents.
-            memory = replace(memory, known=self._sets.keep(found.pairs.keys() - found.new - found.held_rows))
+        else:
+            # Also what another job had trained on, and a call that was killed when it had moved production.
+            known = self._sets.read(memory.known) | (found.pairs.keys() - found.new - found.held_rows)
+            if production not in (0, found.memory.production):
+                known |= made_from(self._storage, line, production) or frozenset()
+                if production == line.state().versions - 1:
+                    memory = replace(memory, aligned_at=at)
+            memory = replace(memory, known=self._sets.keep(known))
         return memory
 
 

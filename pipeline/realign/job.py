@@ -141,6 +141,12 @@ def recipe_of(line: Line) -> Any:
     return line.versions.manifest(0).provenance.get("recipe")
 
 
+def model_of(line: Line) -> str | None:
+    """What a line's reference was made from, as its run said."""
+    made_from = line.versions.manifest(0).provenance.get("model")
+    return None if made_from is None else str(made_from).partition(", fine-tuned on ")[0]
+
+
 def _own_line(request: JobRequest, storage: Storage) -> str:
     """The line of the reference that the run itself describes."""
     from pipeline.align import AlignmentRun

@@ -101,7 +101,7 @@ def look(
         batches=tuple(Batch(sets.keep(rows), len(rows)) for rows in batches),
         alerts=ours,
         evaluated_days=_age(_evaluated(line, alias.version, alias.moved_by, memory), now),
-        aligned_days=_age(memory.aligned_at, now),
+        aligned_days=_age(memory.aligned_at or _put_there(line, alias.moved_by), now),
     )
     memory = replace(memory, alerts=(*memory.alerts, *(one.id for one in alerts)))
     return Found(source, pairs, new, batches, memory.held, held_rows, facts, memory, (*said, *unknown))
@@ -147,7 +147,7 @@ def _known(
         versions.add(line.state().versions - 1)  # the newest: an alignment that another job made
     said: list[str] = []
     for version in sorted(versions - {0}):
-        rows = _rows_of(storage, line, version)
+        rows = made_from(storage, line, version)
         if rows is None:
             said.append(f"the pairs that version {version} was made from are not kept here: they count as new")
         else:
@@ -155,7 +155,7 @@ def _known(
     return known, said
 
 
-def _rows_of(storage: Storage, line: Line, version: int) -> frozenset[str] | None:
+def made_from(storage: Storage, line: Line, version: int) -> frozenset[str] | None:
     """Contents of the pairs that a version was made from; None when its data are not in this store."""
     key = line.versions.manifest(version).provenance.get("stages", {}).get("data")
     try:
@@ -167,8 +167,11 @@ def _rows_of(storage: Storage, line: Line, version: int) -> frozenset[str] | Non
 
 def _evaluated(line: Line, production: int, moved_by: int, memory: Memory) -> str | None:
     """When production was judged last: by a call, or when it was put there."""
-    if memory.evaluated_version == production:
-        return memory.evaluated_at
+    return memory.evaluated_at if memory.evaluated_version == production else _put_there(line, moved_by)
+
+
+def _put_there(line: Line, moved_by: int) -> str | None:
+    """When a record moved production; None when it was never moved."""
     return line.trail.read(moved_by).when if moved_by else None
 
 

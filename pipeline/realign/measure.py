@@ -13,7 +13,6 @@ from pipeline.data.encode import Encoder
 from pipeline.data.prepare import content_of
 from pipeline.data.tables import read_table, write_table
 from pipeline.data.tokenise import tokenise_pairs
-from pipeline.errors import DataError
 from pipeline.evaluation.stage import ScoringActor, actor_results
 from pipeline.graph import PlannedStage, Stage, StageContext, execute, plan, reuse
 from pipeline.keys import DATA_TOKENS, LIBRARIES, device, library_versions, pick, with_dtype
@@ -52,10 +51,7 @@ def measure(
     run: RunConfig, rows: Sequence[PairRow], reference: Fetched, policy: Fetched, storage: Storage, console: Console
 ) -> dict[str, bool]:
     """Of some pairs, by content, whether the policy prefers what was chosen: found in the store, or computed on Ray,
-    which is joined for that. Pairs that are too long, or equal once they are tokenised, are left out.
-
-    Raises:
-        DataError: when none of the pairs can be tokenised.
+    which is joined for that. Pairs that are too long, or equal once they are tokenised, are left out, as in a training.
     """
     from pipeline.cluster import connected
 
@@ -122,10 +118,12 @@ def _compute(
     log = DropLog(run.data)
     pairs, _, _ = tokenise_pairs(list(rows), Encoder(run.data, load_tokenizer(reference)), log, "new pairs")
     if not pairs:
-        raise DataError(
-            f"none of the {len(rows)} new pairs can be tokenised within data.max_response_tokens "
-            f"({run.data.max_response_tokens}): correct the data, or raise it"
+        write_table(context.out_dir / "pairs.parquet", [], PairScores)
+        context.info["note"] = (
+            f"none of the {len(rows):,} new pairs fits into data.max_response_tokens "
+            f"({run.data.max_response_tokens}): a training leaves them out, too"
         )
+        return
     lengths = [len(one.prompt_ids) + max(len(one.chosen_ids), len(one.rejected_ids)) for one in pairs]
     calls = [
         Call("pairs", ([pairs[i] for i in batch],), f"batch {number} of the new pairs")

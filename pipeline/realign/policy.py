@@ -73,14 +73,15 @@ def wants_measure(facts: Facts, policy: RealignConfig) -> bool:
     asked = policy.suspect_below is not None or policy.max_accuracy_drop is not None
     if not asked or facts.production == 0 or not facts.batches or any(one.measured for one in facts.batches):
         return False
-    # What is about to be trained on is measured however little it is.
-    return facts.unmeasured >= policy.min_batch_pairs or facts.new >= policy.min_new_pairs
+    # What is about to be trained on, for whatever reason, is measured however little it is.
+    return facts.unmeasured >= policy.min_batch_pairs or bool(decide(facts, policy).realign)
 
 
 def decide(facts: Facts, policy: RealignConfig) -> Decision:
     """What a call does. A batch that is held counts for nothing else; a re-alignment judges production too, so that
     no evaluation of its own is asked for beside one."""
     held = {one.digest: why for one in facts.batches if (why := _suspicion(one, facts.production, policy))}
+    held |= _suspicious_together(facts, held, policy)
     usable = facts.new - sum(one.pairs for one in facts.batches if one.digest in held)
     accuracy = facts.accuracy(held)
     told = _measured(facts, accuracy, policy)
@@ -110,6 +111,18 @@ def _suspicion(batch: Batch, production: int, policy: RealignConfig) -> str:
         f"{batch.measured.value:.2f}, with {policy.confidence:.3g} confidence at most {upper:.2f}, below "
         f"{policy.suspect_below:g} (realign.suspect_below). Are chosen and rejected swapped?"
     )
+
+
+def _suspicious_together(facts: Facts, held: Collection[str], policy: RealignConfig) -> dict[str, str]:
+    """Batches that are each too small to show that they contradict production, but do so together: a schedule that
+    calls often finds a faulty source a few pairs at a time."""
+    rest = [one for one in facts.batches if one.digest not in held and one.measured is not None]
+    accuracy = facts.accuracy(held)
+    if accuracy is None or len(rest) < 2:
+        return {}
+    together = Batch("", sum(one.pairs for one in rest), accuracy)
+    why = _suspicion(together, facts.production, policy)
+    return {one.digest: f"{len(rest)} batches together: {why}" for one in rest} if why else {}
 
 
 def _measured(facts: Facts, accuracy: Accuracy | None, policy: RealignConfig) -> list[str]:

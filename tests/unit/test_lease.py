@@ -73,6 +73,12 @@ class TestDecide:
 
 
 class TestLease:
+    def test_numbers_of_a_place_that_is_gone_are_not_given_again(self, place: Place) -> None:
+        """Their tokens were shown to a store, which would refuse smaller ones for ever."""
+        for least, number in ((58, 58), (58, 59), (1, 60)):
+            with Lease(place, least=least).held(pytest.fail) as held:
+                assert held.number == number
+
     def test_numbers_rise_and_what_is_over_is_swept(self, place: Place) -> None:
         clock = Clock()
         for number in range(1, 12):

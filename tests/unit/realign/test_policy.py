@@ -63,6 +63,18 @@ def test_each_batch_is_judged_by_itself() -> None:
     assert not decide(together, policy()).hold, "as one batch it would pass"
 
 
+def test_small_batches_that_contradict_production_together_are_held() -> None:
+    """A schedule that calls daily finds a swapped source four pairs at a time: none of them shows anything alone."""
+    few = tuple(Batch(str(number) * 16, 4, Accuracy(0, 4)) for number in range(5))
+    assert not decide(facts(new=4, batches=few[:1], judged=JUDGED), policy()).hold
+    decision = decide(facts(new=20, batches=few, judged=JUDGED), policy())
+    assert set(decision.hold) == {batch.digest for batch in few}
+    assert "5 batches together: 20 new pairs contradict what version 3 has learnt" in decision.hold["0" * 16]
+    assert decision.realign == (), "least of all since preferences have changed"
+    good = Batch("9" * 16, 40, Accuracy(38, 40))
+    assert not decide(facts(new=60, batches=(*few, good), judged=JUDGED), policy()).hold
+
+
 def test_a_weak_batch_is_not_held_when_chance_may_have_made_it() -> None:
     few = Accuracy(3, 8)
     assert few.value < 0.5 < few.upper(0.95)
@@ -113,6 +125,11 @@ def test_what_is_measured() -> None:
     assert wants_measure(facts(new=30, batch=30), policy())
     assert not wants_measure(facts(new=29, batch=29), policy())
     assert wants_measure(facts(new=105, batch=5), policy()), "before it is trained on, however little it is"
+    assert wants_measure(facts(new=5, batch=5, aligned_days=90.0), policy(realign_after_days=90.0)), (
+        "whatever the reason"
+    )
+    assert wants_measure(facts(new=5, batch=5, alerts=("risk rose",)), policy(on_alert="realign"))
+    assert not wants_measure(facts(new=5, batch=5, alerts=("risk rose",)), policy())
     assert not wants_measure(facts(new=105, batch=0), policy())
     assert not wants_measure(facts(new=105, batch=64, measured=GOOD), policy())
     assert not wants_measure(facts(new=64, batch=64), policy(suspect_below=None, max_accuracy_drop=None))
