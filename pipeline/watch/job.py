@@ -40,8 +40,10 @@ from pipeline.watch.telling import Teller
 from pipeline.watch.watcher import Watcher
 from pipeline.watch.webhook import Webhook
 
-_LINES = 512
-"""Read at once."""
+_LINES, _LEAST_LINES = 512, 64
+"""Read at once, at most and at least."""
+_TURN_S = 5.0
+"""What scoring them should take: an alarm is told, and a signal heard, when they are scored."""
 _COMMIT_S = 5.0
 _RETRY_S = 10.0
 """Between two attempts at a roll-back that failed."""
@@ -91,7 +93,7 @@ class _Job:
         self._scorers = contextlib.ExitStack()
         self._hosted: tuple[str, Scorers] | None = None
         self._publisher = Publisher(storage, self.place, self.target, self._alias, settings.language)
-        self._unread = 0
+        self._unread, self._lines = 0, _LINES
         self._registry_failures = 0
         self._complaint = ""
         self._due: dict[str, float] = {}
@@ -146,7 +148,10 @@ class _Job:
         if ready:  # else they wait until the version can be loaded
             state.positions = after
             if lines:
+                began = time.monotonic()
                 self._watcher.take(lines, self._score)
+                fitting = self._lines * _TURN_S / max(time.monotonic() - began, 1e-3)
+                self._lines = max(_LEAST_LINES, min(_LINES, int(fitting)))
         if any(not one.told for one in state.pending) or (state.pending and self._is_due("retry", _RETRY_S)):
             self._commit()
             self._tell()
@@ -166,7 +171,7 @@ class _Job:
         for place in range(len(positions)):
             while self._source.has_more(positions[place]):
                 before = positions[place]
-                lines, positions[place] = logs.read(before, _LINES)
+                lines, positions[place] = logs.read(before, self._lines)
                 if lines:
                     return lines, tuple(positions)
                 if positions[place] == before:  # a line that is not whole yet

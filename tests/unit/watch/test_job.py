@@ -114,6 +114,20 @@ def test_a_baseline_from_a_log_may_be_longer_than_what_is_read_at_once(
     assert [row["use"] for row in site.compared()] == ["watched"] * 5
 
 
+def test_a_slow_model_is_given_less_at_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "_TURN_S", 0.0)
+    sizes: list[int] = []
+
+    def counted(rows: Sequence[LogRow]) -> list[Scored | str]:
+        sizes.append(len(rows))
+        return score(rows)
+
+    site.write(*[1.0, 2.0] * 350)
+    with site.watching(counted) as made:
+        made.run()
+    assert sizes == [512, 64, 64, 60]
+
+
 def test_a_watch_with_nothing_to_do_writes_nothing(site: Site) -> None:
     site.write(1.0)
     with site.watching(score) as made:
