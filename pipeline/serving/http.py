@@ -7,7 +7,7 @@ import logging
 import os
 
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pipeline.errors import ConfigError, PipelineError
@@ -68,8 +68,6 @@ def refusal_of(error: Exception) -> RefusedError:
     match error:
         case RefusedError():
             return error
-        case ClientDisconnect():  # nobody reads this; it is counted, and no fault of the service
-            return RefusedError(400, "the client left before it had sent its request", "client_left")
         case UnknownModelError():
             return RefusedError(404, str(error), "model_not_found", "model")
         case FullError():

@@ -167,13 +167,13 @@ def test_a_token_is_asked_for(open_guard: OpenGuard, monkeypatch: pytest.MonkeyP
                     refused = await client.request("GET" if "models" in path else "POST", path, headers=headers)
                     assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
                     assert refused.headers["www-authenticate"] == "Bearer"
-            right = {"authorization": "Bearer s3cret"}
+            right = {"authorization": "Bearer s3crét".encode()}
             assert (await client.get("/v1/models", headers=right)).status_code == 200
             assert (await client.get("/healthz")).status_code == 200
 
     with pytest.raises(ConfigError, match="GUARD_TOKEN is not set"):
         run(test())
-    monkeypatch.setenv("GUARD_TOKEN", "s3cret")
+    monkeypatch.setenv("GUARD_TOKEN", "s3crét")
     run(test())
 
 
