@@ -29,7 +29,7 @@ SPECS = {
         }
     ),
 }
-KUBE_STATE_METRICS = {"kube_job_status_failed", "kube_cronjob_status_last_successful_time"}
+KUBE_STATE_METRICS = {"kube_job_status_failed", "kube_cronjob_created", "kube_cronjob_status_last_successful_time"}
 PARTS = ("_total", "_bucket", "_sum", "_count")
 
 
