@@ -211,12 +211,12 @@ class Call:
             memory = replace(memory, known=known, cleared=EMPTY, waiting=(), aligned_at=at)
         else:
             # Also what another job had trained on, and a call that was killed when it had moved production.
-            known = self._sets.read(memory.known) | (found.pairs.keys() - found.new - found.held_rows)
+            seen = self._sets.read(memory.known) | (found.pairs.keys() - found.new - found.held_rows)
             if production not in (0, found.memory.production):
-                known |= made_from(self._storage, line, production) or frozenset()
+                seen |= made_from(self._storage, line, production) or frozenset()
                 if production == line.state().versions - 1:
                     memory = replace(memory, aligned_at=at)
-            memory = replace(memory, known=self._sets.keep(known))
+            memory = replace(memory, known=self._sets.keep(seen))
         return memory
 
 
