@@ -2,7 +2,7 @@
 
 ::
 
-    00000007.json        begun (or skipped): when, who, under which fencing token and policy
+    00000007.json        begun (or skipped): when, who, which call, under which fencing token and policy
     00000007-end.json    what was found, decided and done, or that it was interrupted, which the next call writes
     00000007-late.json   what a holder whose lease had been taken over still had to say
 
@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -137,19 +138,25 @@ class Records:
 
     def begin(self, state: State, content: Mapping[str, Any]) -> int:
         """The first document of a call; returns its number."""
+        call = uuid.uuid4().hex
         while True:
             number = max(self._numbers(), default=0) + 1
-            value = {"number": number, "state": state, "when": clock(), **content}
-            if self.place.create(f"{number:08d}.json", seal(value)):
+            value = {"number": number, "state": state, "call": call, "when": clock(), **content}
+            if self._create(f"{number:08d}.json", seal(value)):
                 return number
 
     def end(self, number: int, content: Mapping[str, Any]) -> bool:
         """The second document; false when there was one already, since somebody took the call for interrupted."""
-        return self.place.create(f"{number:08d}-end.json", seal({"number": number, "when": clock(), **content}))
+        return self._create(f"{number:08d}-end.json", seal({"number": number, "when": clock(), **content}))
 
     def late(self, number: int, content: Mapping[str, Any]) -> None:
         """What is left to say of a call that was taken for interrupted."""
         self.place.create(f"{number:08d}-late.json", seal({"number": number, "when": clock(), **content}))
+
+    def _create(self, name: str, data: bytes) -> bool:
+        """Whether the document is there and is this one: a store that is asked again, since its first answer was lost,
+        says that somebody else was faster."""
+        return self.place.create(name, data) or self.place.read(name) == data
 
     def _numbers(self) -> dict[int, set[str]]:
         found: dict[int, set[str]] = {}

@@ -57,6 +57,20 @@ def test_an_end_is_written_once_and_what_comes_late_lies_beside_it(records: Reco
     assert "overtaken: failed" in "\n".join(timeline("0123", [entry]))
 
 
+def test_a_document_whose_answer_was_lost_is_there(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client asks again and hears that there is one already: it is its own."""
+    create = Place.create
+
+    def twice(self: Place, name: str, data: bytes) -> bool:
+        create(self, name, data)
+        return create(self, name, data)
+
+    monkeypatch.setattr(Place, "create", twice)
+    number = records.begin("begun", about())
+    assert records.end(number, {"outcome": "re-aligned", "memory": MEMORY.as_dict()})
+    assert [entry.outcome for entry in records.entries()] == ["re-aligned"]
+
+
 def test_numbers_are_given_once(records: Records) -> None:
     numbers: list[int] = []
     threads = [
