@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -93,3 +94,30 @@ def test_an_alignment_and_a_sweep(nodes: Nodes, s3_url: str) -> None:
     code, again = submit(nodes.client, *swept)
     assert code in (0, 3)
     assert "= 2 of 2 trials reused" in again, again
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_schedule(nodes: Nodes, s3_url: str) -> None:
+    """The first alignment, which a person promotes; then another one on grown data, judged beside what is in
+    production, with what the nodes have no directory in common for."""
+    ours = ("jobs/realign.py", "--recipe", str(nodes.recipe), "--storage", s3_url, *RUN)
+    code, output = submit(nodes.client, *ours)
+    assert code == 0, output
+    assert "record 1: first alignment" in output
+    promoted = [sys.executable, str(job.ROOT / "jobs" / "registry.py"), "promote", "1", "--storage", s3_url]
+    done = subprocess.run(promoted, env=nodes.client, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+    job.write_pairs(nodes.recipe.parent / "pairs.jsonl", groups=60)
+    code, output = submit(nodes.client, *ours, "--realign.min_new_pairs", "40")
+    assert code == 0, output
+    assert "2 node(s), 2 CPUs" in output
+    assert "record 2: measured 80 new pairs, re-aligned" in output
+    for stage in ("reference", "align", "sample_incumbent", "evaluate_incumbent", "gate", "register"):
+        assert f"✓ {stage}" in output, output
+    assert "144 taken over" in output
+
+    code, output = submit(nodes.client, *ours, "--realign.min_new_pairs", "40")
+    assert code == 0, output
+    assert "record 3: nothing to do" in output
