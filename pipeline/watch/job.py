@@ -23,7 +23,7 @@ from types import FrameType
 from pipeline.actors import Pool
 from pipeline.cluster import connected
 from pipeline.console import Console, quiet_libraries
-from pipeline.errors import ArtifactError, ConfigError, DataError, RegistryError
+from pipeline.errors import ArtifactError, ConfigError, DataError, PipelineError
 from pipeline.release.line import Line
 from pipeline.release.state import PRODUCTION, check_alias
 from pipeline.storage import Storage, open_storage
@@ -114,7 +114,7 @@ class _Job:
                 self._publisher.serve(settings.metrics_port, self._stack)
             self._watcher = Watcher(self.place, self.target, self._alias, settings, say)
             stack.enter_context(self._signals())
-            self._look(self._line.number(self._alias or str(settings.version)))
+            self._take_up(self._load(self._line.number(self._alias or str(settings.version))))
             self._tell()
             self._publish()
             while not self._stop.is_set():
@@ -127,7 +127,8 @@ class _Job:
             self._commit()
             self._publish()
         state = self._watcher.state
-        say(f"{state.outputs:,} outputs scored, {sum(one.count for one in state.skipped.values()):,} rows skipped")
+        skipped = sum(one.count for one in state.skipped.values())
+        say(f"{state.outputs:,} outputs scored, {skipped:,} {'row' if skipped == 1 else 'rows'} skipped")
         say(f"page: {self.place.root}/{PAGE}")
 
     # -- one turn ------------------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ class _Job:
         if self._is_due("commit", _COMMIT_S):
             self._commit()
         if self._is_due("page", _PAGE_S):
-            self._publish()
+            self._publish_if_possible()
             if lines:
                 self._console.line(f"{state.outputs:,} outputs scored, {self._unread:,} bytes to read")
         if self._is_due("forget", _FORGET_S) and (removed := self._watcher.forget()):
@@ -212,26 +213,30 @@ class _Job:
                 self._complaint = ""
                 return True
             subject = None
-            self._look(version)
-        except (ArtifactError, RegistryError, OSError) as error:
+            loaded = self._load(version)
+        except (PipelineError, OSError) as error:
             self._registry_failures += 1
             if (complaint := str(error)) != self._complaint:
                 self._complaint = complaint
                 goes_on = f"version {subject.version} is still watched" if subject else "the logs wait"
                 self._console.line(f"note: the registry: {complaint}; {goes_on}")
             return subject is not None
+        self._take_up(loaded)
         return True
 
     def _open_line(self) -> Line:
         """The line again: raises where its registry is gone meanwhile, which a look at a known line would not see."""
         return self._settings.registry().line(self._line.name)
 
-    def _look(self, version: int) -> None:
-        """Take up a version."""
+    def _load(self, version: int) -> Subject:
         cluster = self._settings.cluster.config()
         subject = load_subject(self._line, version, self._storage.here / "versions", cluster)
         self._check_rules(subject)
-        self._console.line(f"watching version {version}: {', '.join(subject.measures)}")
+        return subject
+
+    def _take_up(self, subject: Subject) -> None:
+        """Watch a version from now on."""
+        self._console.line(f"watching version {subject.version}: {', '.join(subject.measures)}")
         begun = self._watcher.watch(subject)
         epoch = self._watcher.state.epoch
         assert epoch is not None
@@ -290,6 +295,12 @@ class _Job:
     def _publish(self) -> None:
         self._publisher.committed(self._watcher, self._surroundings())
         self._publisher.publish(self._watcher, self._line.name)
+
+    def _publish_if_possible(self) -> None:
+        """The page can wait: what is in the way of it (a damaged alert, a storage that is away) is said when the
+        watch ends."""
+        with contextlib.suppress(ArtifactError):
+            self._publish()
 
     def _surroundings(self) -> Surroundings:
         undelivered = 0 if self._webhook is None else self._webhook.undelivered

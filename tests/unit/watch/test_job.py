@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from watching import logged, rows, score, settings, subject
 
 from pipeline.console import Console
+from pipeline.errors import ArtifactError, EvaluationError
 from pipeline.release.line import Line
 from pipeline.release.registry import open_registry
 from pipeline.storage import open_storage
@@ -145,3 +146,39 @@ def test_options_that_wait_for_the_next_baseline_are_said(site: Site) -> None:
         made.run()
     assert "baseline 1 was begun with --per_outputs 50, and keeps it" in site.said.getvalue()
     assert dataclasses.asdict(made._watcher.state)["epoch"]["window"] == 50
+
+
+def test_a_version_that_cannot_be_scored_lets_the_logs_wait(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(line: Line, version: int, *_: Any) -> Any:
+        if version == 1:
+            raise EvaluationError("its scorer is not installed here")
+        return subject(version, line=line.name)
+
+    monkeypatch.setattr(job, "load_subject", load)
+
+    def moved(rows: Sequence[LogRow]) -> list[Scored | str]:
+        site.line().roll_back("production", why="by hand")
+        site.write(*[6.0] * 5, start=100)
+        return score(rows)
+
+    site.write(*[5.0] * 20)
+    with site.watching(moved) as watched:
+        watched.run()
+    assert len(site.compared()) == 20
+    assert "its scorer is not installed here; the logs wait" in site.said.getvalue()
+    assert "20 outputs scored, 0 rows skipped" in site.said.getvalue()
+
+
+def test_a_damaged_alert_stops_no_turn(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page is due with every turn, and cannot be made; what was read is scored and committed all the same."""
+    monkeypatch.setattr(job, "_PAGE_S", 0.0)
+    site.write(*[5.0] * 20)
+
+    def damaged(rows: Sequence[LogRow]) -> list[Scored | str]:
+        if rows:
+            site.storage.place("watch", lines.NAME, "alerts").write("1-risk-up.json", b"{")
+        return score(rows)
+
+    with site.watching(damaged) as watched, pytest.raises(ArtifactError, match=r"1-risk-up\.json .* is damaged"):
+        watched.run()
+    assert len(site.compared()) == 20
