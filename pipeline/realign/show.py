@@ -19,7 +19,10 @@ def timeline(line: str, entries: Sequence[Entry]) -> list[str]:
     """A line for each call, and below it what it decided, with reasons."""
     if not entries:
         return [f"line {line}: no call of jobs/realign.py has left a record yet"]
-    return [f"line {line}, {len(entries)} calls, oldest first", *(text for one in entries for text in _told(one))]
+    return [
+        f"line {line}, {len(entries)} {'call' if len(entries) == 1 else 'calls'}, oldest first",
+        *(text for one in entries for text in _told(one)),
+    ]
 
 
 def _told(entry: Entry) -> Iterator[str]:
