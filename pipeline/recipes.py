@@ -113,7 +113,20 @@ def resolve(recipe: Recipe, overrides: Mapping[str, Any]) -> RunConfig:
 def resolved_yaml(run: RunConfig) -> str:
     """The run with every default filled in, as YAML that is itself a recipe for the same run."""
     none = {name for name, section in ONE_JOB_ONLY.items() if getattr(run, name) == section}
-    return yaml.safe_dump(run.model_dump(mode="json", exclude=none), sort_keys=False, allow_unicode=True, width=100)
+    values = run.model_dump(mode="json", exclude=none)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Text with one of Unicode's own line breaks is quoted: bare, YAML would fold it into a space."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if set(text) & set("\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
 
 
 def options(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, FieldInfo]:

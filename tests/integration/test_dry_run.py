@@ -73,7 +73,8 @@ def test_a_new_storage_is_described_quickly_and_not_made(tmp_path: Path) -> None
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 20
 
     shown_yaml = ran.stdout.partition("\nstage ")[0]
-    assert resolve(load_recipe("reviews"), {"risk.level": 0.25}).model_dump(mode="json") == yaml.safe_load(shown_yaml)
+    described = resolve(load_recipe("reviews"), {"risk.level": 0.25}).model_dump(mode="json", exclude={"realign"})
+    assert described == yaml.safe_load(shown_yaml)
     for name in STAGES:
         row = cells(ran.stdout, name)
         assert re.fullmatch("[0-9a-f]{8}", row[-2])
@@ -203,7 +204,7 @@ def test_a_run_that_cannot_fit_is_described_and_then_refused(tmp_path: Path) -> 
     [
         (("--data.path", "no-such.jsonl", "--data.format", "pairs"), 1, "data file no-such.jsonl does not exist"),
         (("--model.path", "./no-such-model"), 1, "no model directory at './no-such-model'"),
-        (("--storage", "s3://bucket/runs"), 2, "is a URL; give a directory"),
+        (("--storage", "nowhere://bucket/runs"), 1, "Protocol not known: nowhere"),
         (("--storage", f"{Path(__file__)}/runs"), 1, "cannot be written: Not a directory"),
     ],
 )

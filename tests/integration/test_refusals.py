@@ -63,7 +63,7 @@ CASES: dict[str, tuple[Callable[[Path], list[str]] | list[str], list[str]]] = {
         ["risk.weight", "[0, 1]", "all cvar"],
     ),
     "two budgets": (["--sft.steps", "3", "--sft.tokens", "10"], ["sft.steps", "sft.tokens"]),
-    "storage as a URL": (["--storage", "s3://bucket/runs"], ["--storage", "directory"]),
+    "storage of an unknown kind": (["--storage", "nowhere://bucket/runs"], ["--storage", "nowhere", "directory"]),
     "missing file": (["--data.path", "no-such-file.jsonl"], ["no-such-file.jsonl"]),
     "empty file": (data_file("empty.jsonl", ""), ["empty.jsonl", "empty"]),
     "wrong columns": (

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -187,10 +188,21 @@ class TestOfAStore:
             assert names(tmp_path / "claims") == ["align-k.json", "align-k.lock"]
         assert names(tmp_path / "claims") == []
 
-    def test_a_remote_one_claims_nothing(self) -> None:
-        store = Store("memory://claims")
-        with store.claim("align", "k", pytest.fail), store.claim("align", "k", pytest.fail):
-            pass
+    def test_a_remote_one_claims_by_a_lease(self) -> None:
+        store, told = Store(f"memory://claims-{uuid.uuid4().hex}"), threading.Event()
+        order: list[str] = []
+
+        def second() -> None:
+            with store.claim("align", "k", lambda owner: told.set()):
+                order.append("second")
+
+        with store.claim("align", "k", pytest.fail), store.claim("align", "other", pytest.fail):
+            waiting = threading.Thread(target=second)
+            waiting.start()
+            assert told.wait(30)
+            order.append("first")
+        waiting.join(30)
+        assert order == ["first", "second"]
 
     def test_what_is_in_the_way_is_explained(self, tmp_path: Path) -> None:
         store = Store(str(tmp_path))

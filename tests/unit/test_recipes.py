@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
@@ -61,6 +61,7 @@ PARTS = st.dictionaries(
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(PARTS, max_size=3))
+@example([{"loss.beta": ["\x85", "a\u2028b"]}])
 def test_a_sweep_survives_the_resolved_yaml_and_none_leaves_no_section(parts: list[dict[str, Any]]) -> None:
     plain = {"data": {"path": "pairs.jsonl"}, "model": {"path": "some/model"}}
     run = resolve(Recipe("made", Path("made.yaml"), plain | {"sweep": {"space": parts}}), {})
