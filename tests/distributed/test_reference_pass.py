@@ -80,6 +80,7 @@ def test_only_what_is_damaged_is_computed_again(undisturbed: Any, session: passe
     assert {name for name in before if before[name] != after[name]} == {flipped.name, short.name}
 
 
+@pytest.mark.long
 def test_kills_of_actors_and_driver_change_no_byte(undisturbed: Any, tmp_path: Path) -> None:
     options = elsewhere(undisturbed, tmp_path)
     counted = passes.survive(options, tmp_path, kills=2, seed=1)

@@ -21,6 +21,7 @@ def material(tmp_path_factory: pytest.TempPathFactory, built_model: Path) -> Mat
     return runs.prepare(tmp_path_factory.mktemp("stage"), built_model)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_killed_worker_changes_no_byte(material: Material, tmp_path: Path) -> None:
     """In one training; a torn snapshot of Ray Train and a stale lock of an extension's build lie in its way."""

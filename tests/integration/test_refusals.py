@@ -191,6 +191,7 @@ def test_a_reference_that_cannot_fit(recipe: Path, small_disk: Callable[[str], P
     assert "this run" in output
 
 
+@pytest.mark.long
 def test_a_full_disk(recipe: Path, tmp_path: Path, small_disk: Callable[[str], Path]) -> None:
     """Others fill the disk while the job runs: it ends with one message and leaves nothing half-written."""
     storage, log = small_disk("size=8m"), tmp_path / "log"

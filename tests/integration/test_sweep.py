@@ -76,6 +76,7 @@ def table(storage: Path, split: str) -> dict[str, Any]:
     return kept
 
 
+@pytest.mark.long
 @pytest.mark.timeout(500)
 def test_killed_and_run_again_with_a_trial_that_fails(finished_run: FinishedRun, tmp_path: Path) -> None:
     storage = tmp_path / "runs"

@@ -119,6 +119,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Ten
     return out, logits, save_trainable(model, tokenizer, out)
 
 
+@pytest.mark.long
 class TestWheel:
     def test_every_logit_is_kept_to_the_last_bit(self, converted: tuple[Path, torch.Tensor, int]) -> None:
         directory, logits, _ = converted
