@@ -58,9 +58,7 @@ class Settings(Where):
     version: Annotated[int | None, tyro.conf.arg(metavar="VERSION", help_behavior_hint="")] = None
     """Watch this version, wherever the alias points."""
     follow: bool = False
-    """Go on as the logs grow, until SIGTERM or SIGINT."""
-    once: bool = False
-    """Read what is there and end, which is what happens without --follow too."""
+    """Go on as the logs grow, until SIGTERM or SIGINT; without it the watch reads what is there, and ends."""
     false_alarms: float = 0.01
     """Probability of any alarm at all within --per_outputs outputs, though nothing drifted."""
     per_outputs: int = 10_000
@@ -105,8 +103,6 @@ class Settings(Where):
         Raises:
             ConfigError: naming the option and the remedy.
         """
-        if self.follow and self.once:
-            raise ConfigError("--follow and --once exclude each other: give one of them")
         if not _LEAST_FALSE_ALARMS <= self.false_alarms < 1:
             raise ConfigError(f"--false_alarms is {self.false_alarms:g}: give {_LEAST_FALSE_ALARMS:g} or more, below 1")
         for name, least in (("baseline_outputs", _LEAST_BASELINE), ("per_outputs", 1), ("every", 1), ("keep_days", 1)):

@@ -24,13 +24,12 @@ def test_usual_options() -> None:
     config = options.cluster.config()
     assert (config.max_actors, config.gpus_per_actor, config.num_workers) == (2, 0.5, 1)
     assert options.roll_back_on == ("risk-up", "kl-up", "risk-tail", "kl-tail")
-    parsed("--once").check()
+    parsed().check()
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--follow", "--once"), "exclude each other"),
         (("--false_alarms", "0"), "--false_alarms is 0: give 0.001 or more"),
         (("--false_alarms", "nan"), "--false_alarms is nan"),
         (("--baseline_outputs", "10"), "--baseline_outputs is 10: give 100 or more"),
