@@ -52,25 +52,23 @@ class ObjectFiles:
     def _at(self, name: str) -> str:
         return f"{self._base}/{name}"
 
-    def names(self) -> list[str]:
+    def _entries(self) -> list[dict[str, Any]]:
+        """What lies directly below; nothing when there is no such prefix."""
         try:
-            entries = self._fs.ls(self._base, detail=True)
+            return list(self._fs.ls(self._base, detail=True))
         except FileNotFoundError as error:
             if bucket_is_missing(error):
                 raise
             return []
-        found = [(entry["name"].rstrip("/"), entry) for entry in entries if entry["type"] == "file"]
+
+    def names(self) -> list[str]:
+        found = [(entry["name"].rstrip("/"), entry) for entry in self._entries() if entry["type"] == "file"]
         below = [path.rsplit("/", 1) for path, _ in found if path.strip("/") != self._base.strip("/")]
         return sorted(name for _, name in below if not name.startswith("."))
 
     def folders(self) -> list[str]:
-        try:
-            entries = self._fs.ls(self._base, detail=True)
-        except FileNotFoundError as error:
-            if bucket_is_missing(error):
-                raise
-            return []
-        names = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory"]
+        folders = (entry["name"] for entry in self._entries() if entry["type"] == "directory")
+        names = [name.rstrip("/").rsplit("/", 1)[-1] for name in folders]
         return sorted(name for name in names if not name.startswith("."))
 
     def modified(self, name: str) -> float:
